@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "export": "errors wording schema storage imaging boxes sources runtime "
     "data models metrics reporting families evaluation",
     "benchmarks": "errors schema storage sources phantom runtime "
-    "data models metrics reporting families training inference export",
+    "data models metrics reporting families training inference evaluation export",
     "cli": "errors wording schema storage imaging boxes sources phantom runtime "
     "data models metrics reporting families training inference evaluation export benchmarks",
 }

@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from cxr import schema, storage
 from cxr.cli.inputs import open_archive, training_images
 from cxr.cli.options import RecipeOptions, TrainOptions, TuneOptions
 from cxr.cli.plan_options import PlanOptions
 from cxr.data import shards
+from cxr.inference.options import ScoredSplit
 from cxr.runtime import console
 from cxr.runtime.progress import duration
 from cxr.sources import open_manifest
@@ -224,7 +228,7 @@ def plan_ingest(options: Any, counted_images: int | None = None) -> JobPlan:
     """
     capacity = Capacity.of(options.planning)
     archives = (options.archive,) if options.archive else ()
-    images, source = _all_images(archives, options.reading, options.planning, counted_images, phantoms=60)
+    images, source = _all_images(archives, options.reading, "all", options.planning, counted_images, phantoms=60)
     images = min(images, options.limit or images)
     rate = _earlier(options, lambda result: result["images_per_second"] / capacity.cpus)
     rate = rate or Rate(INGEST_RATE, INGEST_SOURCE)
@@ -245,7 +249,7 @@ def plan_scoring(options: Any, counted_images: int | None = None) -> JobPlan:
     """
     capacity = Capacity.of(options.planning)
     images, source = _all_images(
-        options.archive, options.score.reading, options.planning, counted_images, phantoms=160
+        options.archive, options.score.reading, options.score.split, options.planning, counted_images, phantoms=160
     )
     replicas = options.score.workers or int(capacity.gpus) or max(1, int(capacity.cpus) // 2)
     rate = _earlier(options, lambda result: result["metrics"]["images_per_s"] / replicas)
@@ -285,7 +289,13 @@ def _add_time(plan: JobPlan, images: int, stages: dict[str, tuple[Rate, float, s
 
 
 def _all_images(
-    archives: tuple[str, ...], reading: Any, options: PlanOptions, counted_images: int | None, *, phantoms: int
+    archives: tuple[str, ...],
+    reading: Any,
+    split: ScoredSplit,
+    options: PlanOptions,
+    counted_images: int | None,
+    *,
+    phantoms: int,
 ) -> tuple[int, str]:
     if counted_images is not None:
         return counted_images, "listed in the archive"
@@ -293,13 +303,13 @@ def _all_images(
         return options.plan_images, "as given"
     if not archives:
         return phantoms, "the phantom archive"
-    count = 0
+    count, splits = 0, schema.SPLITS if split == "all" else (split,)
     for uri in map(storage.normalize, archives):
         if shards.is_shards(uri):
-            info = shards.read_info(uri)
-            count += sum(map(info.rows, schema.SPLITS))
+            count += sum(map(shards.read_info(uri).rows, splits))
         else:
-            count += open_manifest(uri, reading).table.num_rows
+            listed = open_manifest(uri, reading).table[schema.SPLIT]
+            count += pc.sum(pc.is_in(listed, value_set=pa.array(splits))).as_py() or 0
     return count, "listed in the archive"
 
 

@@ -13,10 +13,14 @@ from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions, TrainOptions
 from cxr.cli.phantoms import siim_phantoms
 from cxr.cli.plans import say_plan
-from cxr.cli.study_networks import load_networks, networks_record
+from cxr.cli.study_networks import networks_record, scored
 from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
 from cxr.data.batch import best_device
 from cxr.errors import UserError
+from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
+from cxr.evaluation.run import ReportOptions
+from cxr.evaluation.segmentation_data import evaluate, load_scores
+from cxr.families import checkpoint
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.models.fcn import FCN_BACKBONES
 from cxr.reporting import figures
@@ -47,9 +51,13 @@ def run_study(
     *,
     networks: Sequence[str],
     seeds: int,
-    test_images: int,
 ) -> dict[str, Any]:
-    """Train every network with every seed, and compare them on test images; returns the result.json."""
+    """Train every network with every seed, score the test images with them, and compare the masks; returns the
+    result.json.
+
+    Raises:
+        UserError: no test image has a known mask, and other mistakes in the input.
+    """
     chosen = named(networks, recipe)
     if archive.stream:
         raise UserError("all networks are evaluated on the same shards: omit --stream")
@@ -61,17 +69,25 @@ def run_study(
     say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=members), inputs.images)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(siim_phantoms(archive, out), out, recipe)
-    test = segmentation.read(data, "test", recipe.mask_label, test_images)  # before training: it may have no masks
+    truth = known_masks(data, ReportOptions(split="test"), recipe.mask_label)
+    if not truth.known.any():
+        raise UserError(
+            f"{data}: none of the {len(truth.known)} images in its test split has a known mask of "
+            f"{recipe.mask_label}: give an archive that has such masks, and more patients"
+        )
     trained = train_all(recipes, range(seeds), data, out, run)
     device = best_device()
     results = []
     for name in recipes:
-        results.append(segmentation.evaluate(name, load_networks(trained, name), test, device))
+        of_name = [network for network in trained if network.name == name]
+        evaluations = [evaluate(load_scores(scored(network, data)), truth) for network in of_name]
+        first = checkpoint.load(of_name[0].checkpoint)
+        results.append(segmentation.summarize(name, evaluations, first, device))
         print(f"evaluated: {name}, Dice {results[-1].dice.value:.3f}", flush=True)
     return {
-        "metrics": {"images": float(len(test.pixels)), **segmentation.metrics(results)},
+        "metrics": {"images": float(truth.known.sum()), **segmentation.metrics(results)},
         **networks_record(trained, recipes, data),
-        **write(results, test, recipe, seeds, out, device),
+        **write(results, truth, recipe, seeds, out, device),
     }
 
 
@@ -84,17 +100,17 @@ def named(names: Sequence[str], recipe: PneumothoraxRecipe) -> dict[str, Pneumot
 
 def write(
     results: Sequence[segmentation.SegmentationResult],
-    test: segmentation.MaskedXRays,
+    truth: MaskTruth,
     recipe: PneumothoraxRecipe,
     seeds: int,
     out: str,
     device: torch.device,
 ) -> dict[str, Any]:
     """Print the table; write table.md, networks.csv and dice.png into `out`; their URIs."""
-    patients = len(set(test.patients))
+    patients = len(set(truth.patients[truth.known].tolist()))
     summary = (
-        f"{len(test.pixels):,} test images of {patients:,} patients, {results[0].figures['positives']:.0f} with a "
-        f"pneumothorax, compared at {test.size} px; {seeds} seed{'s' * (seeds > 1)}."
+        f"{int(truth.known.sum()):,} test images of {patients:,} patients, {results[0].figures['positives']:.0f} "
+        f"with a pneumothorax, compared at {truth.resolution}; {seeds} seed{'s' * (seeds > 1)}."
     )
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "one thread of a CPU"
     timed = f"Forward passes are of one image of {recipe.size} px, {hardware}, float32, the median of several."

@@ -16,6 +16,7 @@ from cxr.sources.options import ReadOptions
 
 Precision = Literal["auto", "float32", "bfloat16"]
 TtaFlip = Literal["checkpoint", "on", "off"]
+ScoredSplit = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class ScoreOptions:
     """How to score an archive."""
 
     reading: ReadOptions = field(default_factory=ReadOptions)
+    split: ScoredSplit = "all"
+    """Score only the images of this split."""
     workers: int | None = None
     """Number of parallel model replicas. Default: one per GPU, or half of the CPUs."""
     batch_size: int = 64

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.data import ledger, shard_index, shards
@@ -19,6 +20,7 @@ from cxr.families.compatibility import check_compatible
 from cxr.inference import latents
 from cxr.inference.increments import KNOWN, Listing
 from cxr.inference.latents import Origin
+from cxr.inference.options import ScoredSplit
 from cxr.inference.read import PART_ROWS, ROW_GROUPS, SHARD, InputFormat, PartReader
 from cxr.sources import dicom, find_source, open_manifest
 from cxr.sources.image_files import FILE_BYTES, FILE_VERSION, file_versions, recorded_listings
@@ -68,21 +70,25 @@ def plan_scoring(archive: str, models: Mapping[str, Checkpoint], reading: ReadOp
     )
 
 
-def list_images(archive: str, reading: ReadOptions) -> Listing:
+def list_images(archive: str, reading: ReadOptions, split: ScoredSplit = "all") -> Listing:
     """The images of an archive with the versions of their files; of shards and latents, their parts (SHARD_PARTS).
 
     Raises:
-        UserError: the archive does not exist or has no images, or `reading` selects images of shards.
+        UserError: the archive does not exist or has no images in this split, or `reading` selects images of shards.
     """
     if shards.is_shards(archive):
         reading.check_raw(archive)
         info = shards.read_info(archive, latents=True)
         shard_index.check_ids(info)
-        return Listing(Origin(archive, info.source, info.findings), _shard_parts(info))
+        return Listing(Origin(archive, info.source, info.findings), _shard_parts(info, split))
     with recorded_listings():
         manifest = open_manifest(archive, reading)
-        sizes, versions = file_versions(manifest.table[schema.SOURCE_URI])
-    rows = manifest.table.append_column(FILE_BYTES, sizes).append_column(FILE_VERSION, versions)
+        images = manifest.table
+        if split != "all":
+            images = images.filter(pc.equal(images[schema.SPLIT], split))
+            _check_any(images.num_rows, archive, split)
+        sizes, versions = file_versions(images[schema.SOURCE_URI])
+    rows = images.append_column(FILE_BYTES, sizes).append_column(FILE_VERSION, versions)
     source = find_source(archive, reading.source)
     origin = Origin(archive, source.name, manifest.findings)
     return Listing(origin, rows, ids_identify_files=source is dicom, notes=tuple(manifest.notes))
@@ -127,16 +133,25 @@ def rows_per_part(formats: Iterable[InputFormat]) -> int:
     return max(1, min(_MAX_ROWS, PART_BYTES // sum(stored.pixels.row_bytes for stored in formats)))
 
 
-def _shard_parts(info: shards.ShardInfo) -> pa.Table:
-    """Row groups of shard files that fit into memory together, and one part for the images that ingest rejected."""
+def _check_any(images: int, archive: str, split: ScoredSplit) -> None:
+    if not images:
+        raise UserError(f"expected images in the {split} split of {archive}, got none: give another --split, or all")
+
+
+def _shard_parts(info: shards.ShardInfo, split: ScoredSplit) -> pa.Table:
+    """Row groups of shard files that fit into memory together, and, if all splits are scored, one part for the images
+    that ingest rejected."""
+    splits = sorted(info.parts) if split == "all" else [split]
+    if split != "all":
+        _check_any(info.rows(split), info.uri, split)
     groups = max(1, PART_BYTES // (info.row_group_rows * info.pixels.row_bytes))
     step = groups * info.row_group_rows
     listed: list[tuple[str, list[int] | None, int]] = []  # URI, row groups, rows
-    for file in (file for split in sorted(info.parts) for file in info.parts[split]):
+    for file in (file for name in splits for file in info.parts[name]):
         for start in range(0, file.rows, step):
             rows, first = min(step, file.rows - start), start // info.row_group_rows
             listed.append((file.uri, [*range(first, first - (-rows // info.row_group_rows))], rows))
-    if info.rejects:
+    if info.rejects and split == "all":
         listed.append((storage.join(info.uri, shards.REJECTS_FILE), None, info.rejects))
     uris, row_groups, rows = ([part[n] for part in listed] for n in range(3))
     ids = [f"{uri}#{groups[0] if groups else 0:06d}" for uri, groups, _ in listed]

@@ -178,6 +178,7 @@ def _settings(
         "archive": archives[0] if len(archives) == 1 else archives,
         **(of_members[""] if panel.is_single else {"panel": panel.names, "members": of_members}),
         "save_images": options.save_images,
+        **({"split": options.split} if options.split != "all" else {}),
         **(identity.hidden_settings(reading) if identity else reading),
         **({"save_latents": True} if options.save_latents else {}),
         **({"save_embeddings": True} if options.save_embeddings else {}),
@@ -248,7 +249,7 @@ def _listing(archive: str, job: Job) -> Listing:
     with recorded_listings():
         if is_raw:
             read_large_archive(archive, job.options.reading)
-        listing = list_images(archive, job.options.reading)
+        listing = list_images(archive, job.options.reading, job.options.split)
     files = [] if is_raw else listing.rows[SHARD].unique().to_pylist()
     ids = [storage.read_parquet(file, columns=IDENTITY_COLUMNS) for file in files] if job.identity else []
     job.show_notes(listing.notes, [listing.rows] if is_raw else ids)

@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor
 
-from cxr import schema, storage
+from cxr import schema
 from cxr.benchmarks.studies import segmentation, segmentation_report
 from cxr.cli import study_pneumothorax as study
 from cxr.cli.commands.benchmark_pneumothorax import Options, main
@@ -23,82 +22,76 @@ from cxr.cli.inputs import Inputs
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.plans import Capacity
 from cxr.cli.study_pneumothorax import NETWORKS, named
-from cxr.data.shards import ARCHIVE_FILE, KIND
 from cxr.errors import UserError
+from cxr.evaluation.ground_truth_masks import known_masks
+from cxr.evaluation.run import ReportOptions
+from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, evaluate
 from cxr.families import checkpoint
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.pneumothorax import PneumothoraxRecipe
-from cxr.models.segmentation_model import SegmentationModel
-from cxr.models.unet import SmallUNet
-from cxr.schema import PixelFormat
+from cxr.sources import rle
 from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained
+from tests.inference.scored_here import without_ray  # noqa: F401
+from tests.made_shards import write_shards
 
 SIZE, IMAGES = 64, 12
 CPU = torch.device("cpu")
 RECIPE = PneumothoraxRecipe(size=32, architecture="small_unet", tta_flip=False)
 
 
-class Bright(SmallUNet):
-    """Segments pixels brighter than mid-gray, shifted by some pixels."""
-
-    def __init__(self, shift: int) -> None:
-        super().__init__()
-        self.shift = shift
-
-    def forward(self, x_B1HW: Tensor) -> tuple[Tensor, Tensor]:
-        logits = 20 * (x_B1HW.roll(self.shift, -1) - 0.5)
-        return logits, logits.amax((1, 2, 3))
-
-
-def network(shift: int) -> Checkpoint:
-    return Checkpoint("/kept", RECIPE, SegmentationModel(Bright(shift), (0.5, 0, 0.5)).eval(), (), {})
+def masks_of(shift: int) -> list[np.ndarray]:
+    """A square in a third of the images, some pixels further to the right."""
+    masks = np.zeros((IMAGES, SIZE, SIZE), bool)
+    masks[::3, 16:40, 16 + shift : 40 + shift] = True
+    return list(masks)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A third of the images have a bright square, which is their mask; the last image's mask is not known."""
-    folder = tmp_path_factory.mktemp("shards")
-    masks = np.zeros((IMAGES, SIZE, SIZE), bool)
-    masks[::3, 16:40, 16:40] = True
-    bits = [[{schema.LABEL: "Pneumothorax", schema.MASK_BITS: np.packbits(mask).tobytes()}] for mask in masks]
-    given = {
-        schema.IMAGE_ID: [f"{number}" for number in range(IMAGES)],
-        schema.PATIENT_ID: [None, *(f"p{number // 2}" for number in range(1, IMAGES))],
-        schema.PIXELS: [(mask * np.uint8(255)).tobytes() for mask in masks],
-        schema.MASKS: [*bits[:-1], None],
-    }
-    wanted = schema.row_schema(PixelFormat(SIZE))
-    columns = [pa.array(given.get(field.name, [None] * IMAGES), field.type) for field in wanted]
-    pq.write_table(pa.table(columns, schema=wanted), folder / "part.parquet")
-    parts = {"test": [{"path": "part.parquet", "rows": IMAGES}]}
-    about = {"kind": KIND, "version": 1, "source": "made", "findings": [], "pixels": {"size": SIZE, "bits": 8}}
-    storage.write_json(str(folder / ARCHIVE_FILE), about | {"row_group_rows": 8, "parts": parts, "rejects": 0})
-    return str(folder)
+
+    def known(split: str, number: int) -> Mapping[str, object]:
+        mask = masks_of(0)[number % IMAGES]
+        bits = [{schema.LABEL: "Pneumothorax", schema.MASK_BITS: np.packbits(mask).tobytes()}]
+        return {
+            schema.PATIENT_ID: f"p{number // 2}" if number else None,
+            schema.PIXELS: (mask * np.uint8(200) + np.uint8(20)).tobytes(),
+            schema.MASKS: bits if number < IMAGES - 1 else None,
+        }
+
+    return write_shards(tmp_path_factory.mktemp("shards"), {"test": IMAGES, "train": 4}, size=SIZE, known=known)
 
 
-def test_images_with_a_known_mask_are_read(shards: str) -> None:
-    test = segmentation.read(shards, "test", schema.PNEUMOTHORAX)
-    assert test.pixels.shape == (IMAGES - 1, SIZE, SIZE)
-    pixels, masks = (torch.cat(parts) for parts in zip(*test.batches(), strict=True))
-    assert torch.equal(pixels > 0, masks)
-    assert test.patients[:3].tolist() == ["image\x000", "p0", "p1"]
-    assert len(segmentation.read(shards, "test", schema.PNEUMOTHORAX, 4).pixels) == 4
-    with pytest.raises(UserError, match="none of the 12 images in its test split has a known mask of Lungs"):
-        segmentation.read(shards, "test", schema.LUNGS)
+def evaluation(shards: str, shift: int) -> SegmentationEvaluation:
+    """That of a network whose masks are shifted."""
+    truth = known_masks(shards, ReportOptions(split="test"), schema.PNEUMOTHORAX)
+    masks = masks_of(shift)
+    scores = MaskScores(
+        uri="scores",
+        image_ids=truth.image_ids.combine_chunks(),
+        codes=pa.chunked_array([[rle.encode(mask) for mask in masks]]),
+        sizes=np.full((IMAGES, 2), SIZE),
+        areas_px=np.array([mask.sum() for mask in masks]),
+        probabilities=np.array([float(mask.any()) for mask in masks]),
+        good=np.ones(IMAGES, bool),
+    )
+    return evaluate(scores, truth)
 
 
 def test_metrics_of_a_perfect_network_and_of_one_that_misses_by_a_third(shards: str) -> None:
-    test = segmentation.read(shards, "test", schema.PNEUMOTHORAX)
-    perfect = segmentation.evaluate("small_unet", [network(0)], test, CPU)
+    torch.manual_seed(0)
+    network = Checkpoint("/kept", RECIPE, RECIPE.network(()).eval(), (), {})
+    exact, shifted = evaluation(shards, 0), evaluation(shards, 8)  # 8 of 24 pixels away
+    perfect = segmentation.summarize("small_unet", [exact], network, CPU)
     assert (perfect.dice.value, perfect.positive_dice.value) == (1, 1)
     assert perfect.figures["mean_iou"] == perfect.figures["image_auroc"] == 1
     assert perfect.figures["empty_prediction_dice"] == pytest.approx(7 / 11)
     assert (perfect.architecture.convolutions, perfect.architecture.stride_px) > (5, 4)
     assert perfect.forward_ms > 0
     assert math.isnan(perfect.dice_sd)
-    pair = segmentation.evaluate("both", [network(0), network(4)], test, CPU)  # 8 of 24 stored pixels away
+    pair = segmentation.summarize("both", [exact, shifted], network, CPU)
     assert pair.positive_dice.value == pytest.approx((1 + 2 / 3) / 2, abs=0.01)
     assert pair.figures["positive_dice"] == pytest.approx(pair.positive_dice.value)
     assert pair.dice.value == pytest.approx((7 + 4 * pair.positive_dice.value) / 11)
@@ -155,6 +148,7 @@ def untrained(
     return [Trained(*result) for result in made]
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "train_all", untrained)
     monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
@@ -166,7 +160,24 @@ def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch:
     )
     assert list(result["checkpoints"]) == [f"{name}, seed {seed}" for name in names for seed in (0, 1)]
     assert result["metrics"]["images"] == IMAGES - 1
+    (scores,) = (tmp_path / "fcn32s-resnet18" / "seed-1" / "scored" / "scores").glob("*.parquet")
+    assert pq.read_table(scores)[schema.IMAGE_ID].to_pylist() == [
+        f"test-{number:04d}.png" for number in range(IMAGES)
+    ]
     page = (tmp_path / "table.md").read_text()
-    assert "11 test images of 7 patients, 4 with a pneumothorax, compared at 64 px; 2 seeds." in page
+    assert "11 test images of 7 patients, 4 with a pneumothorax, compared at 64 x 64 px, the shards' res" in page
     assert f"{result['metrics']['small_unet_dice']:.3f}" in page
     assert all(Path(uri).exists() for uri in (result["table"], *result["pictures"]))
+
+
+def test_shards_without_masks_are_rejected_before_training(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "train_all", lambda *_: pytest.fail("the networks are trained"))
+    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
+    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
+    monkeypatch.setattr(study, "connect", lambda *_: None)
+    monkeypatch.setattr(PneumothoraxRecipe, "mask_label", schema.LUNGS)
+    data = ArchiveOptions(archive=(shards,))
+    with pytest.raises(UserError, match="none of the 12 images in its test split has a known mask of Lungs"):
+        main(Options(out=str(tmp_path), networks=("small_unet",), data=data, recipe=RECIPE))

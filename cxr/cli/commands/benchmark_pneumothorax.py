@@ -28,9 +28,6 @@ class Options:
     them."""
     seeds: int = 1
     """Number of networks per kind, each with its own seed."""
-    test_images: int = 0
-    """Number of test images, spread evenly over the split, on which networks are compared. They are held in memory.
-    0: all."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, stored_size=128))
     recipe: PneumothoraxRecipe = field(
         default_factory=lambda: PneumothoraxRecipe(size=128, epochs=8, fully_connected=False)
@@ -49,5 +46,4 @@ def main(options: Options) -> dict[str, Any]:
         options.out,
         networks=options.networks,
         seeds=options.seeds,
-        test_images=options.test_images,
     )
