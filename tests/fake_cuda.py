@@ -18,7 +18,9 @@ whose list of operations differs a little from CUDA's.
 from __future__ import annotations
 
 import functools
+import math
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -182,6 +184,7 @@ class FakeCuda:
             self._stack.enter_context(mock.patch.object(place, "autocast", _autocast))
         for name in ("Stream", "stream", "current_stream"):  # everything happens at once
             self._stack.enter_context(mock.patch.object(torch.cuda, name, mock.MagicMock()))
+        self._stack.enter_context(mock.patch.object(torch.cuda, "Event", _Event))
         self._stack.enter_context(mock.patch.object(torch, "Generator", _generator))
         self._stack.enter_context(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped))
         return self
@@ -345,6 +348,23 @@ _real_autocast, _RealGenerator, _real_grouped = (
     torch.Generator,
     torch._C._group_tensors_by_device_and_dtype,
 )
+
+
+class _Event:
+    """An event that the device reaches when it is recorded."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self._timed, self._at = enable_timing, math.nan
+
+    def record(self) -> None:
+        self._at = time.perf_counter()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: _Event) -> float:
+        assert self._timed
+        return 1000 * (end._at - self._at)
 
 
 def _autocast(device_type: str = "cuda", *args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import ResizeTransform
 from cxr.imaging.image import MAX_PIXELS, Image, check_not_blank, check_size, to_bits
+from cxr.runtime.step_times import DECODING, STORAGE, StepTimes
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.manifest import boxes_frame_px, frame_scales
@@ -169,8 +170,7 @@ def make_rows(
         UserError: decoder processes cannot run on this machine.
         MemoryError: there is not enough memory at the moment.
     """
-    options: dict[str, Any] = {"contents": contents, "crop": crop, "enhance": enhance, "check": check}
-    return make_counted_rows(manifest, pixels, threads, **options)[0]
+    return _make(manifest, [ImageFormat(pixels, crop, enhance)], threads, contents, check, StepTimes())[0]
 
 
 def make_counted_rows(
@@ -178,13 +178,13 @@ def make_counted_rows(
     pixels: PixelFormat,
     threads: int = 4,
     *,
-    contents: Sequence[Content | None] | None = None,
     crop: Crop | None = None,
     enhance: Enhancement | None = None,
     check: GateMode = "off",
+    times: StepTimes | None = None,
 ) -> tuple[pa.Table, BoxCounts]:
-    """`make_rows`, and what became of the manifest's boxes."""
-    return _make(manifest, [ImageFormat(pixels, crop, enhance)], threads, contents, check)
+    """`make_rows`, and what became of the manifest's boxes; `times` gets the time that it takes."""
+    return _make(manifest, [ImageFormat(pixels, crop, enhance)], threads, None, check, times or StepTimes())
 
 
 def make_rows_in_formats(
@@ -194,15 +194,17 @@ def make_rows_in_formats(
     *,
     contents: Sequence[Content | None] | None = None,
     check: GateMode = "off",
+    times: StepTimes | None = None,
 ) -> pa.Table:
     """`make_rows` for several formats: each image is fetched and decoded once, and each step that several formats
     share, such as a crop by the same function, is computed once.
 
     The columns that depend on the format are there once per format, under the names of `format_column`; see
     `rows_in_format`. An image that cannot be stored in one of the formats is a row with an error. The gate sees what
-    it would see if the largest format without crop and enhancement were the only one.
+    it would see if the largest format without crop and enhancement were the only one. `times` gets the time that this
+    takes.
     """
-    return _make(manifest, formats, threads, contents, check)[0]
+    return _make(manifest, formats, threads, contents, check, times or StepTimes())[0]
 
 
 def _make(
@@ -211,6 +213,7 @@ def _make(
     threads: int,
     contents: Sequence[Content | None] | None,
     check: GateMode,
+    times: StepTimes,
 ) -> tuple[pa.Table, BoxCounts]:
     stores = [
         np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
@@ -222,6 +225,7 @@ def _make(
         formats=formats,
         boxes_frame=boxes_frame_px(manifest.schema),
         gated=check != "off",
+        times=times,
     )
     with ThreadPoolExecutor(max(_FETCHED, threads)) as pool:
         values = list(pool.map(make, manifest.to_pylist(), zip(*stores, strict=True), contents or repeat(None)))
@@ -253,18 +257,21 @@ def _row(
     formats: Sequence[ImageFormat],
     boxes_frame: int | None,
     gated: bool,
+    times: StepTimes,
 ) -> Values:
     """The columns that decoding adds to a manifest row; the pixels of each format are written into its output, an
     array (size, size).
 
     Args:
         turn: limits the number of images that are decoded, but not how many are fetched.
+        times: gets the time for fetching and for decoding, without waiting for others.
     """
     sizes = sorted({stored.pixels.size for stored in formats if stored.is_fit}, reverse=True)
     needs_original = not all(stored.is_fit for stored in formats)
     try:
-        with _fetched(manifest_row[schema.SOURCE_URI], content) as image, turn:
+        with _fetched(manifest_row[schema.SOURCE_URI], content, times) as image, turn, times.measured(DECODING):
             decoded = _decoded(image, [None, *sizes] if needs_original else sizes)
+            times.add(DECODING, -decoded.waited_s)
             height, width = decoded.height, decoded.width
             values = _image_columns(manifest_row, decoded, boxes_frame)
             masks = _original_masks(manifest_row[schema.MASKS] or (), height, width)
@@ -289,7 +296,7 @@ def _row(
 
 
 @contextmanager
-def _fetched(uri: str, content: Content | None) -> Iterator[bytes | Image]:
+def _fetched(uri: str, content: Content | None, times: StepTimes) -> Iterator[bytes | Image]:
     """Read an image's file, unless it is in memory; while the block runs, its memory is reserved from the threads'
     budget."""
     with ExitStack() as reservation:
@@ -300,7 +307,8 @@ def _fetched(uri: str, content: Content | None) -> Iterator[bytes | Image]:
             reservation.enter_context(_FILES.hold(_COPIES * file_bytes))
 
         if content is None:
-            image = storage.read_bytes(uri, check=check)
+            with times.measured(STORAGE):
+                image = storage.read_bytes(uri, check=check)
         elif isinstance(image := content(), bytes):
             check(image, len(image))
         yield image
@@ -315,7 +323,8 @@ def _decoded(image: bytes | Image, sizes: Sequence[int | None]) -> Decoded:
     check_size(height, width)
     check_not_blank(image.pixels)
     fitted = {size: geometry.fit(image.pixels, size)[0] for size in sizes if size}
-    return Decoded(replace(image, pixels=fitted[sizes[0]]) if sizes[0] else image, height, width, fitted)
+    first = replace(image, pixels=fitted[sizes[0]]) if sizes[0] else image
+    return Decoded(first, height, width, fitted=fitted)
 
 
 def _stored_pixels(

@@ -22,10 +22,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import IO, Any
 
@@ -83,6 +84,8 @@ class Decoded:
     image: Image
     height: int
     width: int
+    waited_s: float = 0.0
+    """Seconds for which the image waited for a free decoder."""
     fitted: dict[int, np.ndarray] = field(default_factory=dict)
     """The resized pixels by their height and width; `image` has the first of all sizes."""
 
@@ -141,8 +144,10 @@ class DecodePool:
         sizes = sizes or (None,)
         if self._failed and (reason := self._failed.get(_digest(data))):
             raise ImageRejectedError(reason)
+        start = time.perf_counter()
         with suppress(DecoderFailedError), self._slots:
-            return self._attempt(self._pop_idle() or self._new(), data, kind, sizes)
+            waited = time.perf_counter() - start
+            return replace(self._attempt(self._pop_idle() or self._new(), data, kind, sizes), waited_s=waited)
         with self._all_slots():
             try:
                 return self._attempt(self._new(), data, kind, sizes)
@@ -242,7 +247,7 @@ class _Decoder:
         pixels = [part.reshape(shape) for part, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)]
         info: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in response["about"].items()}
         fitted = {size: part for size, part in zip(sizes, pixels, strict=True) if size}
-        return Decoded(Image(pixels[0], **info), height, width, fitted)
+        return Decoded(Image(pixels[0], **info), height, width, fitted=fitted)
 
     def close(self) -> None:
         self._process.kill()

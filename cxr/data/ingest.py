@@ -32,8 +32,9 @@ from cxr.data.shard_writer import FILE_BYTES, FILE_ROWS, row_group_rows, shard_w
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
 from cxr.errors import UserError
 from cxr.imaging.enhance import Enhancement
-from cxr.runtime import cluster, console, lease
+from cxr.runtime import cluster, console, lease, metrics
 from cxr.runtime.progress import Progress
+from cxr.runtime.step_times import StepTimes
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
 from cxr.sources.labeling import one_reader, readers_note
@@ -174,7 +175,8 @@ def _write_parts(
     progress = Progress("ingest", total, done=total - left)
     progress.show()
     for summary in map_parts(todo, PartWriter, (ledger, *how)):
-        progress.add(summary["images"], summary["rejects"])
+        progress.add(summary["images"], len(summary["errors"]), summary["seconds"])
+        metrics.count_reasons("ingest", summary["errors"])
     if todo:
         progress.show()
     return progress
@@ -199,16 +201,16 @@ class PartWriter:
         self._check: GateMode = check
         self._reader_boxes: ReaderBoxes = reader_boxes
 
-    def __call__(self, part: Part) -> dict[str, int]:
+    def __call__(self, part: Part) -> dict[str, Any]:
         crop = self._crop.loaded() if self._crop else None
         rejects, boxes, most_boxes, not_frontal = list[dict[str, Any]](), BoxCounts(), 0, Counter[str]()
         images = one_reader(Manifest(part.rows, ()), self._reader_boxes).table
-        together = max(1, _DECODED_BYTES // self._pixels.row_bytes)
+        together, times = max(1, _DECODED_BYTES // self._pixels.row_bytes), StepTimes()
         with shard_writer(self._ledger.file(part), self._pixels) as shard:
             for start in range(0, images.num_rows, together):
                 manifest = images.slice(start, together)
                 rows, counts = make_counted_rows(
-                    manifest, self._pixels, crop=crop, enhance=self._enhance, check=self._check
+                    manifest, self._pixels, crop=crop, enhance=self._enhance, check=self._check, times=times
                 )
                 boxes += counts
                 boxes.check(PART_SHARE)
@@ -220,7 +222,8 @@ class PartWriter:
                 not_frontal.update(gate.not_frontal(rows[schema.GATE]))
             values = {_REJECTS: rejects, _BOXES: asdict(boxes), _MOST_BOXES: most_boxes, _GATE: not_frontal}
             shard.finish({key.decode(): json.dumps(value) for key, value in values.items()})
-        return {"images": part.rows.num_rows, "rejects": len(rejects)}
+        errors = [reject[schema.ERROR] for reject in rejects]
+        return {"images": part.rows.num_rows, "errors": errors, "seconds": times.seconds}
 
 
 def _read_footers(ledger: Ledger, parts: Sequence[Part]) -> list[_Contents]:

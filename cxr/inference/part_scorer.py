@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +31,10 @@ from cxr.inference import latents
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel, join_scores
 from cxr.inference.plan import Plan
-from cxr.inference.read import PART, PART_ROWS, is_read
+from cxr.inference.read import PART, PART_ROWS, TIMES, is_read
 from cxr.inference.scorer import ScoredBatch, Scorer, with_tta_flip
 from cxr.runtime.console import note
+from cxr.runtime.step_times import NETWORKS, StepTimes
 from cxr.schema import PixelFormat
 
 _FILE_THREADS = 32  # that write pictures: on object stores, they wait
@@ -123,7 +125,7 @@ class PartScorer:
             raise self._mistake
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
         if self._is_too_late(rows):
-            return {"name": [name], "images": [0], "errors": [[]]}
+            return {"name": [name], "images": [0], "errors": [[]], "seconds": ["{}"]}
         start = time.monotonic()
         assert rows.num_rows == count, f"Ray Data split {name}: {rows.num_rows} of {count} rows"
         tables = {}
@@ -136,7 +138,10 @@ class PartScorer:
         pq.write_table(table, sink)
         storage.write_bytes(storage.join(self.out, name + SUFFIX), sink.getvalue())
         self.slowest_s = max(self.slowest_s, time.monotonic() - start)
-        return {"name": [name], "images": [count], "errors": [pc.drop_null(table[schema.ERROR]).to_pylist()]}
+        times = StepTimes(json.loads(rows[TIMES][0].as_py()))
+        times.add(NETWORKS, sum(scorer.device_time.taken() for scorer in self.scorers))
+        errors = pc.drop_null(table[schema.ERROR]).to_pylist()
+        return {"name": [name], "images": [count], "errors": [errors], "seconds": [times.to_json()]}
 
     def _is_too_late(self, rows: pa.Table) -> bool:
         """Whether a part is to be left for the next run: it would probably not be scored by the deadline."""

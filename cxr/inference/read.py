@@ -19,10 +19,12 @@ from cxr import schema, storage
 from cxr.data.decode import Content, Crop, CropSettings, ImageFormat, make_rows_in_formats
 from cxr.data.identity import Identity
 from cxr.imaging.enhance import Enhancement
+from cxr.runtime.step_times import STORAGE, StepTimes
 from cxr.schema import PixelFormat
 from cxr.sources.options import GateMode
 
 PART, PART_ROWS = "part", "part_rows"  # columns: name of a row's part, and that part's number of rows
+TIMES = "times"  # column: seconds that reading the part took, as JSON of `StepTimes`
 SHARD = "shard"  # column of a part of shards: the file's URI
 ROW_GROUPS = "row_groups"  # column of a part of shards: list of the row groups to read, null for the whole file
 ORIGIN_KEY, PARTS_KEY = b"cxr.origin", b"cxr.parts"  # metadata of a file of a plan, see `inference.plan_store`
@@ -59,23 +61,27 @@ class PartReader:
     deadline: float | None = None
     """Seconds since 1970 from which on nothing more is read."""
 
-    def rows(self, part: pa.Table, contents: Sequence[Content | None] | None = None) -> pa.Table:
+    def rows(
+        self, part: pa.Table, contents: Sequence[Content | None] | None = None, times: StepTimes | None = None
+    ) -> pa.Table:
         """The rows of a part: row groups of a shard file, or the images of its manifest, some of which may be in
         memory.
 
         They have `schema.row_schema`, and further columns if there are several formats; see
-        `data.decode.make_rows_in_formats`.
+        `data.decode.make_rows_in_formats`. `times` gets the time that this takes.
         """
+        times = times or StepTimes()
         if SHARD in part.column_names:
             (stored,) = self.formats
-            rows = storage.read_parquet(part[SHARD][0].as_py(), row_groups=part[ROW_GROUPS][0].as_py())
+            with times.measured(STORAGE):
+                rows = storage.read_parquet(part[SHARD][0].as_py(), row_groups=part[ROW_GROUPS][0].as_py())
             return schema.conform_to_schema(rows, schema.row_schema(stored.pixels))
         crops: dict[str, Crop] = {}  # one function for equal crops, so that their squares are computed once
         for settings in filter(None, (one.crop for one in self.formats)):
             if _described(settings) not in crops:
                 crops[_described(settings)] = settings.loaded()
         formats = [ImageFormat(f.pixels, crops.get(_described(f.crop)), f.enhance) for f in self.formats]
-        return make_rows_in_formats(part, formats, contents=contents, check=self.check)
+        return make_rows_in_formats(part, formats, contents=contents, check=self.check, times=times)
 
     def planned_rows(self, key: pa.Table) -> pa.Table:
         """The rows of the part that a key from `part_key` names, as `labeled_rows` returns them.
@@ -88,19 +94,21 @@ class PartReader:
         return self.labeled_rows(each[PART], read_planned(each[_PLAN], each[_ROW_GROUP]), each[PART_ROWS])
 
     def labeled_rows(self, name: str, part: pa.Table, count: int) -> pa.Table:
-        """The rows of a part that has so many images, with the columns PART and PART_ROWS."""
+        """The rows of a part that has so many images, with the columns PART, PART_ROWS and TIMES."""
         cv2.setNumThreads(0)  # every core has a task of its own
-        rows = self._named_rows(part)
+        times = StepTimes()
+        rows = self._named_rows(part, times)
         assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"
         rows = rows.append_column(PART, pa.array([name] * count, pa.string()))
-        return rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))
+        rows = rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))
+        return rows.append_column(TIMES, pa.array([times.to_json()] * count, pa.string()))
 
-    def _named_rows(self, part: pa.Table) -> pa.Table:
+    def _named_rows(self, part: pa.Table, times: StepTimes) -> pa.Table:
         """The rows of a part, with pseudonyms if requested; the crosswalk is written before anything uses them."""
         if self.identity is None:
-            return self.rows(part)
+            return self.rows(part, times=times)
         with self.identity.hidden_in_errors([part]):
-            rows = self.rows(part)
+            rows = self.rows(part, times=times)
         self.identity.record(rows)
         return self.identity.applied(rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from cxr.inference.read import part_key
 from cxr.runtime import cluster, metrics, provenance
 from cxr.runtime.console import say
 from cxr.runtime.progress import Progress
+from cxr.runtime.step_times import NETWORKS
 
 _PARTS_AT_ONCE = 3  # of a replica: one in the network, one becoming scores, one being written
 _WAITING_PARTS = 4  # for each CPU and replica, that have been read or are being read: more would only fill memory
@@ -171,10 +173,14 @@ def _score_parts(todo: Sequence[PlannedPart], job: Job, stored: StoredPlan, numb
     waiting = _WAITING_PARTS * (int(cluster.total("CPU")) + workers) * PART_BYTES
     limits = ray.data.ExecutionResources.for_limits(object_store_memory=waiting)
     replies.context.execution_options.resource_limits = limits
+    busy = metrics.GpuShare(job.out, min(gpus, workers))
     try:
         for row in finished(replies, [part.name for part in todo]):
-            progress.add(row["images"], len(row["errors"]))
-            metrics.count_reasons(row["errors"])
+            seconds = json.loads(row["seconds"])
+            progress.add(row["images"], len(row["errors"]), seconds)
+            metrics.count_reasons("scored", row["errors"])
+            if gpus:
+                busy.add(seconds.get(NETWORKS, 0.0))
     except UserError as mistake:
         raise UserError(f"{mistake}. Scored parts are saved: run the same command again to continue") from mistake
 

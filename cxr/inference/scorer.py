@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cxr import schema
 from cxr.data.batch import Batch, to_columns, to_device, to_tensors
+from cxr.data.device_time import DeviceTime
 from cxr.errors import UserError
 from cxr.families.base import ScoringContext
 from cxr.families.capabilities import embedder, latent_encoder
@@ -87,6 +88,7 @@ class Scorer:
         self._note = note
         self._record = panel.member_record("", model)
         self._lock = turn or threading.Lock()
+        self.device_time = DeviceTime(device)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         memory = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.network = model.network.to(device, memory_format=memory)  # pyright: ignore[reportCallIssue]
@@ -203,6 +205,7 @@ class Scorer:
             self._lock,
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
+            self.device_time.measured(),
         ):
             yield
 

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from cxr.data.batch import Batch, to_device
+from cxr.data.device_time import DeviceTime
 from cxr.errors import UserError
 from cxr.families.base import Batches, Communicator, Recipe, Stage, Task
 from cxr.families.capabilities import BatchLookahead, optimization
@@ -105,6 +106,7 @@ class Engine:
         if compiled:
             for part in task.compiled_modules():
                 part.compile()
+        self.device_time = DeviceTime(device)
         self.average: MovingAverage | None = None
         self.enter(stage or recipe.stages()[0])
 
@@ -148,7 +150,8 @@ class Engine:
         while (batch := so_far.next(batches)) is not None:
             so_far.steps += 1
             so_far.images += len(next(iter(batch.values())))
-            terms = self.step(batch, last=so_far.steps % self.recipe.accumulate == 0)
+            with self.device_time.measured():
+                terms = self.step(batch, last=so_far.steps % self.recipe.accumulate == 0)
             for name, value in terms.items():
                 so_far.sums[name] = so_far.sums[name] + value if name in so_far.sums else value
             if so_far.steps == next_check:

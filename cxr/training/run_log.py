@@ -21,6 +21,7 @@ from cxr.training.options import CHECKPOINT_SCORE
 METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
 IN_PROGRESS = "in_progress.json"  # in OUT: the last checkpoint within an epoch that has not ended
 TIME, PARTS = "time/", ("data", "compute", "gradients", "validation")  # of an epoch's duration, fractions
+GPU_SHARE = "time/gpu"  # fraction of the time of an epoch's steps in which the GPU computed
 AVERAGE = "average"  # the stage of a row about an average of epochs
 
 
@@ -50,7 +51,7 @@ class RunLog(UserCallback):
             storage.delete(in_progress)  # the epoch has ended
         if "images_per_s" in row:
             shares = {part: row[TIME + part] for part in PARTS if TIME + part in row}
-            record_epoch(self.out, row["images_per_s"], row["epoch"], shares)
+            record_epoch(self.out, row["images_per_s"], row["epoch"], shares, row.get(GPU_SHARE))
         if row.get("stage") != AVERAGE:  # it would be a second value at the last epoch
             self._board = self._board or Board(storage.join(self.out, TENSORBOARD))
             self._board.write(row)
@@ -81,6 +82,7 @@ class RunLog(UserCallback):
             f"{self.monitor} {value:.4f}" if math.isfinite(value) else "",
             f"{row['images_per_s']:.0f} images/s",
             f"time: {', '.join(shares)}" if shares else "",
+            f"GPU busy {row[GPU_SHARE]:.0%}" if GPU_SHARE in row else "",
             f"{left // 60}:{left % 60:02d} left",
             f"degenerate: {row['degenerate']}" if "degenerate" in row else "",
         ]

@@ -27,7 +27,7 @@ from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine, EpochSoFar, UnrecoverableTrainingError
 from cxr.training.options import CHECKPOINT_SCORE
 from cxr.training.raw_stream import Stream, open_streams, share
-from cxr.training.run_log import AVERAGE, TIME, is_within_epoch
+from cxr.training.run_log import AVERAGE, GPU_SHARE, TIME, is_within_epoch
 from cxr.training.session import InProcessSession, RayTrainSession, Session
 from cxr.training.within_epoch import WithinEpoch, continue_within, state_within
 
@@ -148,8 +148,10 @@ class Worker:
         so_far = EpochSoFar()
         if self.within:
             so_far, self.within = continue_within(engine, self.within, self.workers), None
-        batches = train.train(epoch, engine.unneeded_batches(so_far))
+        batches, before = train.train(epoch, engine.unneeded_batches(so_far)), so_far.seconds
+        engine.device_time.taken()
         means = engine.epoch(batches, so_far, self._checkpoints(engine, train))
+        gpu_share = engine.device_time.taken() / (so_far.seconds - before)
         start = time.monotonic()
         metrics = engine.finish_epoch(val.every)
         validated = time.monotonic() - start
@@ -165,6 +167,7 @@ class Worker:
             "images_per_s": means.pop("images") / so_far.seconds,
             "lr": engine.schedule.get_last_lr()[0],
             **shares_of_time(so_far, validated, engine.exchange_seconds() / self.recipe.accumulate),
+            **({GPU_SHARE: gpu_share} if self.device.type == "cuda" else {}),
             **{f"train/{name}": value for name, value in means.items()},
         }
         self._report(engine, metrics, report)

@@ -13,7 +13,8 @@ from cxr.runtime import metrics
 from tests.conftest import REPOSITORY
 
 DASHBOARD: dict[str, Any] = json.loads((REPOSITORY / "cluster" / "grafana_dashboard.json").read_text())
-COUNTERS = (metrics.IMAGES, metrics.REJECTS, metrics.REASONS)  # to these, Prometheus' format appends _total
+# To these, Prometheus' format appends _total.
+COUNTERS = (metrics.IMAGES, metrics.REJECTS, metrics.REASONS, metrics.STEPS)
 
 
 def queries() -> list[tuple[str, str]]:
@@ -27,13 +28,14 @@ def test_the_metrics_exist() -> None:
     rays = (Path(ray.__file__).parent / "dashboard/modules/reporter/reporter_agent.py").read_text()
     asked: set[str] = set()
     for query, legend in queries():
-        for name in re.findall(r"\bray_\w+", query):
-            asked.add(name)
-            if name in ours:
-                labels = set(re.findall(r"\{(\w+)=", query)) | set(re.findall(r"by \((\w+)\)", query))
-                assert labels | set(re.findall(r"\{\{(\w+)\}\}", legend)) <= ours[name], query
-            else:
-                assert f'"{name.removeprefix("ray_")}"' in rays, f"neither cxr nor Ray has {name}"
+        names = set(re.findall(r"\bray_\w+", query))
+        asked |= names
+        for name in names - set(ours):
+            assert f'"{name.removeprefix("ray_")}"' in rays, f"neither cxr nor Ray has {name}"
+        labels = {*re.findall(r"\{(\w+)=", query), *re.findall(r"\{\{(\w+)\}\}", legend)}
+        labels.update(*(group.split(", ") for group in re.findall(r"\bby \(([\w, ]+)\)", query)))
+        if names & set(ours):
+            assert labels <= set[str]().union(*(ours[name] for name in names & set(ours))), query
     assert set(ours) <= asked, "a metric of cxr is not shown"
 
 

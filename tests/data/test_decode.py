@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import pyarrow as pa
 import pytest
 
 from cxr import schema, storage
-from cxr.data.decode import make_rows
+from cxr.data import decode_pool
+from cxr.data.decode import ImageFormat, make_rows, make_rows_in_formats
 from cxr.imaging.geometry import ResizeTransform
+from cxr.runtime.step_times import DECODING, STORAGE, StepTimes
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.manifest import manifest_table
@@ -68,6 +72,24 @@ def test_good_images_keep_their_order_and_metadata(tmp_path: Path) -> None:
     assert rows[schema.ERROR].null_count == 4
     stored = schema.pixels_array(rows[schema.PIXELS], PIXELS)
     assert (stored[0] == picture(32, 32)).all()
+
+
+def test_fetching_and_decoding_are_timed_without_waiting_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [saved(tmp_path / f"{number}.png", picture()) for number in range(6)]
+    read, decode, times = storage.read_bytes, decode_pool._Decoder.decode, StepTimes()
+
+    def slow(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **options: time.sleep(seconds) or function(*arguments, **options)
+
+    monkeypatch.setattr(storage, "read_bytes", slow(0.1, read))
+    monkeypatch.setattr(decode_pool._Decoder, "decode", slow(0.1, decode))
+    rows = make_rows_in_formats(manifest(uris), [ImageFormat(PIXELS)], times=times)
+    assert rows[schema.ERROR].null_count == 6
+    assert times.seconds[STORAGE] == pytest.approx(6 * 0.1, rel=0.6)
+    assert times.seconds[DECODING] >= 6 * 0.1
+    assert StepTimes(json.loads(times.to_json())).seconds.keys() == {STORAGE, DECODING}
 
 
 def test_transform_maps_back_to_the_original(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ def score_parts(todo: Sequence[PlannedPart], job: Job, stored: StoredPlan, numbe
     for part in todo:
         key = part_key(part.name, part.images, part.plan, part.row_group)
         reply = scorer(reader.planned_rows(key))
-        progress.add(reply["images"][0], len(reply["errors"][0]))
+        progress.add(reply["images"][0], len(reply["errors"][0]), json.loads(reply["seconds"][0]))
 
 
 @pytest.fixture

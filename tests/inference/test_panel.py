@@ -30,7 +30,7 @@ from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel
 from cxr.inference.part_scorer import PartScorer
 from cxr.inference.plan import Plan, plan_scoring
-from cxr.inference.read import PART, PART_ROWS
+from cxr.inference.read import PART, PART_ROWS, TIMES
 from cxr.sources.options import ReadOptions
 from tests.families.test_lung_crop import chest
 from tests.families.test_recipes import SMALL
@@ -91,7 +91,8 @@ def run(archive: str, panel: Panel, out: Path, options: ScoreOptions = OPTIONS) 
     for part in plan.parts:
         rows = plan.reader(options.reading.gate).rows(part.rows)
         named = rows.append_column(PART, pa.array([part.name] * len(rows)))
-        scorer(named.append_column(PART_ROWS, pa.array([len(rows)] * len(rows))))
+        named = named.append_column(PART_ROWS, pa.array([len(rows)] * len(rows)))
+        scorer(named.append_column(TIMES, pa.array(["{}"] * len(rows))))
     return pa.concat_tables(storage.read_parquet(storage.join(str(out), part.path)) for part in plan.parts)
 
 

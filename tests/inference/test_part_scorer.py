@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Lock
@@ -20,15 +21,16 @@ from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel
 from cxr.inference.part_scorer import PartScorer
 from cxr.inference.plan import plan_scoring
-from cxr.inference.read import PART, PART_ROWS
+from cxr.inference.read import PART, PART_ROWS, TIMES
 from cxr.sources.options import ALL_IMAGES
 from tests.made_shards import write_shards
 from tests.saved_checkpoint import save_untrained
 
 
 def _named(rows: pa.Table, part: str) -> pa.Table:
-    count = rows.num_rows
-    return rows.append_column(PART, pa.array([part] * count)).append_column(PART_ROWS, pa.array([count] * count))
+    for name, value in ((PART, part), (PART_ROWS, rows.num_rows), (TIMES, '{"storage": 0.5}')):
+        rows = rows.append_column(name, pa.array([value] * len(rows)))
+    return rows
 
 
 def test_embeddings_of_good_images_are_written_beside_the_scores(tmp_path: Path) -> None:
@@ -42,7 +44,10 @@ def test_embeddings_of_good_images_are_written_beside_the_scores(tmp_path: Path)
     rows = rows.set_column(rows.schema.get_field_index(schema.ERROR), schema.ERROR, errors)
     out, first, second = str(tmp_path / "out"), "scores/part-00000", "scores/part-00001"
     scorer = PartScorer(Panel.of([base]), out, plan, ScoreOptions(save_embeddings=True, batch_size=4))
-    scorer(_named(rows, first))
+    reply = scorer(_named(rows, first))
+    times = json.loads(reply["seconds"][0])
+    assert times["storage"] == 0.5
+    assert times["networks"] > 0
     scorer(_named(rows.slice(1, 1), second))  # a part without a good image
     scores = storage.read_parquet(storage.join(out, "scores/part-00000.parquet"))
     about = {"checkpoint": base, "sha256": "", "archives": [made]}

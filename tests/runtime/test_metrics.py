@@ -37,12 +37,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
 
 
 def record() -> None:
-    metrics.record_epoch("s3://bucket/run", 100.0, 3, {"data": 0.25, "compute": 0.75})
+    metrics.record_epoch("s3://bucket/run", 100.0, 3, {"data": 0.25, "compute": 0.75}, 0.5)
     progress = Progress("score", 10)
-    progress.add(4, 1)
-    progress.add(3)
+    progress.add(4, 1, {"storage": 0.5, "decoding": 1.0})
+    progress.add(3, seconds={"decoding": 0.25, "networks": 0.0})
     Progress("upload", 10, unit="files").add(5)
-    metrics.count_reasons(["too large: expected …, got 9", "too large: got 8", "empty file: 0 bytes"])
+    metrics.count_reasons("score", ["too large: expected …, got 9", "too large: got 8", "empty file: 0 bytes"])
 
 
 def test_values_and_labels(recorded: dict[tuple[str, ...], float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,9 +57,26 @@ def test_values_and_labels(recorded: dict[tuple[str, ...], float], monkeypatch: 
         ("cxr_training_time_share", "run", "compute"): 0.75,
         ("cxr_images_done", "score"): 7,
         ("cxr_images_rejected", "score"): 1,
-        ("cxr_rejects_by_reason", "too large"): 2,
-        ("cxr_rejects_by_reason", "empty file"): 1,
+        ("cxr_step_seconds", "score", "storage"): 0.5,
+        ("cxr_step_seconds", "score", "decoding"): 1.25,
+        ("cxr_gpu_busy_share", "run"): 0.5,
+        ("cxr_rejects_by_reason", "score", "too large"): 2,
+        ("cxr_rejects_by_reason", "score", "empty file"): 1,
     }
+
+
+def test_the_share_of_gpus_is_that_of_the_last_seconds(
+    recorded: dict[tuple[str, ...], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    now = [0.0]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    share, key = metrics.GpuShare("s3://bucket/scores", gpus=2), ("cxr_gpu_busy_share", "scores")
+    for now[0], busy, expected in ((10.0, 5.0, None), (20.0, 5.0, 0.25), (30.0, 8.0, 0.25), (40.0, 8.0, 0.4)):
+        share.add(busy)
+        assert recorded.get(key) == expected
 
 
 def test_nothing_is_recorded_without_ray(

@@ -40,6 +40,15 @@ def test_time_left_is_that_of_the_pace_after_the_start(clock: Clock) -> None:
     assert progress.line() == "ingest: 1,000 of 1,000 images (100%), 3 rejected, 0 images/s, 1 h 00 min"
 
 
+def test_the_last_line_says_what_an_image_took(clock: Clock) -> None:
+    progress = Progress("ingest", total=100, done=50)
+    clock.now += 10
+    progress.add(25, seconds={"storage": 0.1, "decoding": 0.75})
+    assert progress.line().endswith("2 images/s")
+    progress.add(25, seconds={"decoding": 0.25})
+    assert progress.line().endswith("5 images/s, 10 s; an image took 2 ms of storage and 20 ms of decoding")
+
+
 def test_a_line_is_printed_every_few_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress("scored", total=100)
     for _ in range(10):

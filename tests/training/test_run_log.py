@@ -50,6 +50,11 @@ def test_the_line_shows_progress_and_speed() -> None:
     assert line == "train 1/3  loss 0.5  pairwise_lung_iou 0.2500  10 images/s  0:02 left"
 
 
+def test_the_line_shows_how_busy_gpus_were() -> None:
+    line = RunLog("out", "train", "pairwise_lung_iou").line(row(1, 0.25) | {"time/gpu": 0.834})
+    assert "10 images/s  GPU busy 83%  0:02 left" in line
+
+
 def with_times(epoch: int, seconds: float, **shares: float) -> dict[str, Any]:
     return row(epoch, 0.25) | {"seconds": seconds} | {f"time/{name}": share for name, share in shares.items()}
 
