@@ -14,14 +14,19 @@ from cxr.cli.training_jobs import connect, ensure_shards, picture, print_result,
 from cxr.data import shards
 from cxr.data.batch import best_device
 from cxr.errors import UserError
+from cxr.evaluation.run import Run, Split, read_run
 from cxr.families import checkpoint
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.ensemble import check_members, join
+from cxr.inference.options import ScoreOptions
+from cxr.inference.panel import Member, Panel
+from cxr.inference.score import score
 from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 
 Changes = Mapping[str, Any]
+ENSEMBLE = "ensemble"  # its name beside those of the members
 
 
 def member_changes(recipe: Recipe, members: int) -> list[Changes]:
@@ -39,14 +44,11 @@ def train_ensemble(
     archive: ArchiveOptions,
     run: RunOptions,
     out: str,
-    *,
-    test_images: int = 0,
 ) -> dict[str, Any]:
     """Train the members in OUT/member-0 …, join the finished ones in OUT/checkpoint; returns the result.json.
 
     Args:
         changes: settings in which each member differs from `recipe`.
-        test_images: number of held-out images on which the ensemble and its members are compared; 0: all.
 
     Raises:
         UserError: networks of these recipes cannot form an ensemble, or a mistake in the input.
@@ -74,21 +76,22 @@ def train_ensemble(
         print(f"checkpoint of {member.name}: {member.checkpoint}", flush=True)
     uris = {member.name: member.checkpoint for member in trained}
     return {
-        **join_checkpoints(uris, data, out, test_images=test_images),
+        **join_checkpoints(uris, data, out),
         "failed": sorted(set(named) - set(uris)),
         "trained": {name: training_record(member) for name, member in named.items()},
     }
 
 
-def join_checkpoints(uris: Mapping[str, str], data: str, out: str, *, test_images: int = 0) -> dict[str, Any]:
-    """Join the checkpoints of the members, by name, in OUT/checkpoint, and compare them; returns the result.json.
+def join_checkpoints(uris: Mapping[str, str], data: str, out: str) -> dict[str, Any]:
+    """Join the checkpoints of the members, by name, in OUT/checkpoint, and compare their scores; returns the
+    result.json.
 
     Args:
         data: shards.
     """
-    members = {name: checkpoint.load(uri) for name, uri in uris.items()}
-    ensemble = join([*members.values()], data, storage.join(out, "checkpoint"), best_device())
-    comparison = compare_members(members, ensemble, data, test_images)
+    members = [checkpoint.load(uri) for uri in uris.values()]
+    ensemble = join(members, data, storage.join(out, "checkpoint"), best_device())
+    comparison = compare_members(uris, ensemble, data, out)
     has_validation_images = bool(shards.read_info(data).rows("val"))
     pictures = picture(ensemble.uri, data, out) if has_validation_images else []
     print_result(ensemble.about["metrics"], ensemble.uri, pictures)
@@ -102,11 +105,10 @@ def join_checkpoints(uris: Mapping[str, str], data: str, out: str, *, test_image
     }
 
 
-def compare_members(
-    members: Mapping[str, Checkpoint], ensemble: Checkpoint, data: str, limit: int
-) -> dict[str, Any] | None:
-    """Print and return the metrics of members and ensemble; None if no held-out image has a ground truth."""
-    images = study.held_out(data, ensemble.recipe, limit)
+def compare_members(uris: Mapping[str, str], ensemble: Checkpoint, data: str, out: str) -> dict[str, Any] | None:
+    """Score held-out images with members and ensemble; print and return their metrics. None if no held-out image has
+    a ground truth."""
+    images = study.held_out(data, ensemble.recipe)
     if images is None:
         print(
             f"note: no test or validation image of {data} has a ground truth for the scores, so the members were not "
@@ -120,7 +122,18 @@ def compare_members(
             "epochs and thresholds were selected on these images and, with folds, some members were trained on them",
             flush=True,
         )
-    comparison = study.compare(members, ensemble, images, best_device())
+    runs = score_all(
+        {**uris, ENSEMBLE: ensemble.uri}, data, images.split, f"{out}/scored-{ensemble.about['sha256'][:12]}"
+    )
+    together = runs.pop(ENSEMBLE)
+    comparison = study.compare(runs, together, images)
     print(f"{comparison.images:,} images of the {comparison.split} split, {comparison.patients:,} patients")
     print(comparison.table(), flush=True)
     return comparison.describe()
+
+
+def score_all(uris: Mapping[str, str], data: str, split: Split, out: str) -> dict[str, Run]:
+    """The runs of several checkpoints, which score a split of shards in one pass."""
+    panel = Panel(tuple(Member(name, uri) for name, uri in uris.items()))
+    score(data, panel, out, ScoreOptions(split=split, max_rejects=0))
+    return {name: read_run(out, name) for name in uris}

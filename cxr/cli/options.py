@@ -107,15 +107,10 @@ class TrainOptions(RecipeOptions):
     """Number of networks to train, as many at a time as the cluster has room for. Several networks become an
     ensemble, which is one checkpoint: each has its own seed, and they cycle through the folds, if there are any. If a
     member fails, the job continues without it."""
-    test_images: int = 1000
-    """Number of test images, spread evenly over the split, on which an ensemble and its members are compared. They
-    are held in memory. 0: all."""
 
     def __post_init__(self) -> None:
         if self.members < 1:
             raise UserError(f"--members: expected 1 or more, got {self.members}")
-        if self.test_images < 0:
-            raise UserError(f"--test-images: expected 0 or more, got {self.test_images}")
 
 
 @dataclass(frozen=True, kw_only=True)

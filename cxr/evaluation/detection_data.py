@@ -77,7 +77,7 @@ def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> Detec
     Raises:
         UserError: no scored image has known boxes; a NoGroundTruthError if the archive has none at all.
     """
-    findings = tuple(dict.fromkeys([*(truth.labels.findings or scored), *(f for f in scored if f in _named(truth))]))
+    findings = tuple(dict.fromkeys([*(truth.labels.findings or scored), *(f for f in scored if f in named(truth))]))
     places = pc.index_in(truth.table[schema.IMAGE_ID], value_set=scores.image_ids).fill_null(-1).to_numpy()
     present = places >= 0
     good = present & scores.good[places]
@@ -107,7 +107,7 @@ def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> Detec
     return every.at(rows[evaluated])
 
 
-def _named(truth: BoxTruth) -> set[str]:
+def named(truth: BoxTruth) -> set[str]:
     """The labels of all true boxes."""
     flat = pc.list_flatten(truth.table[schema.BOXES].combine_chunks())
     return set(pc.unique(pc.struct_field(flat, schema.LABEL)).to_pylist())

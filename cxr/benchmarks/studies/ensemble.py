@@ -1,4 +1,4 @@
-"""An ensemble compared with its members on one split of shards, with confidence intervals."""
+"""An ensemble compared with its members by their scores of one split of shards, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 
 from cxr import schema
-from cxr.benchmarks.studies import boxed_xrays
-from cxr.benchmarks.studies.boxed_xrays import StoredXRays
-from cxr.benchmarks.studies.xrays import patients_of
 from cxr.data import shards
-from cxr.data.batch import HAS_MASK, to_columns
+from cxr.evaluation import classification_data, detection_data, localization_data, segmentation_data
+from cxr.evaluation.classification_data import LabelTruth, known_labels
+from cxr.evaluation.ground_truth import read_truth
+from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
+from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
+from cxr.evaluation.run import ReportOptions, Run, Split
 from cxr.families.base import Recipe
-from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.bootstrap import RESAMPLES, Intervals, column_means, intervals, resampled_means
 from cxr.metrics.classification import auroc
 from cxr.metrics.classification.resampled_auroc import resampled_aurocs
 from cxr.metrics.detection import VOC_IOUS, average_precisions, true_positives
 from cxr.metrics.detection.precision import resampled_aps
-from cxr.metrics.localization import Boxes
-from cxr.metrics.segmentation import dice, overlap_rows
+from cxr.metrics.segmentation import dice
 from cxr.reporting.tables import interval, markdown, number
-from cxr.sources import rle
 
 IOU = VOC_IOUS[0]
 AUROC, AP, DICE = "mean_auroc", "map_40", "dice"
@@ -38,23 +35,26 @@ _LEGEND = (
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What the images of a split show, for the metric that suits the scores of a family."""
+class HeldOut:
+    """The ground truth of images on which networks are compared."""
 
-    metric: str
-    findings: tuple[str, ...]  # F that the metric is measured for; the label of the masks for Dice
-    columns: np.ndarray  # (F,) their indices in the archive
-    masks: np.ndarray | None = None  # (N, S, S) bool, for Dice
-    known: np.ndarray | None = None  # (N,) bool: whether the mask is known
+    split: Split
+    truth: LabelTruth | BoxTruth | MaskTruth
+    findings: tuple[str, ...]
+    """F that the metric is measured for; the label of the masks for Dice."""
+
+    @property
+    def metric(self) -> str:
+        return AUROC if isinstance(self.truth, LabelTruth) else AP if isinstance(self.truth, BoxTruth) else DICE
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Images on which networks are compared."""
+class _Measured:
+    """The metric of a network."""
 
-    split: str
-    xrays: StoredXRays
-    truth: Truth
+    value: np.ndarray  # (F,)
+    resampled: np.ndarray  # (R, F) in each resample of patients
+    patients: np.ndarray  # (N,) of the images
 
 
 @dataclass(frozen=True)
@@ -99,99 +99,72 @@ class EnsembleComparison:
         return f"{markdown(head, rows)}\nThe ensemble gains {gain} over {self.best}.\n{_LEGEND}"
 
 
-def held_out(data: str, recipe: Recipe, limit: int = 0) -> HeldOut | None:
-    """The images to compare networks of `recipe` on: of the test split, or else of the val split; None if neither has
-    a ground truth for their scores.
-
-    Args:
-        limit: maximum number of images, spread evenly; 0 for all.
-    """
+def held_out(data: str, recipe: Recipe) -> HeldOut | None:
+    """The ground truth for scores of `recipe`: of the test split of shards, or else of the val split; None if neither
+    has any."""
     info = shards.read_info(data)
-    for split in ("test", "val"):
-        if info.rows(split):
-            xrays = boxed_xrays.read_stored(data, split, limit)
-            truth = _truth(xrays, recipe)
-            if truth.findings:
-                return HeldOut(split, xrays, truth)
-    return None
+    splits: tuple[Split, ...] = ("test", "val")
+    found = (_truth(data, split, recipe) for split in splits if info.rows(split))
+    return next((truth for truth in found if truth.findings), None)
 
 
-def _truth(xrays: StoredXRays, recipe: Recipe) -> Truth:
+def _truth(data: str, split: Split, recipe: Recipe) -> HeldOut:
+    options = ReportOptions(split=split)
     if schema.PROBABILITIES in recipe.score_columns.names:
-        both = [len({*column} & {schema.POSITIVE, schema.NEGATIVE}) == 2 for column in xrays.labels.T.tolist()]
-        return Truth(AUROC, *_chosen(xrays, np.flatnonzero(both)))
+        manifest = read_truth(data, options.reading, split, [schema.PATIENT_ID, schema.LABELS])
+        labels = known_labels(manifest)
+        classes = ({*column} & {schema.POSITIVE, schema.NEGATIVE} for column in labels.labels.T.tolist())
+        both = [finding for finding, known in zip(labels.findings, classes, strict=True) if len(known) == 2]
+        return HeldOut(split, labels, tuple(both))
     if schema.PRED_BOXES in recipe.score_columns.names:
-        return Truth(AP, *_chosen(xrays, np.array(xrays.boxed(), int)))
-    columns = to_columns(xrays.rows, (schema.MASKS,), xrays.pixels, recipe.mask_label)
-    known, size = columns[HAS_MASK], xrays.pixels.size
-    masks = np.unpackbits(columns[schema.MASKS], axis=1, count=size**2).reshape(-1, size, size) == 1
-    return Truth(DICE, (recipe.mask_label,) if known.any() else (), np.zeros(1, int), masks, known)
-
-
-def _chosen(xrays: StoredXRays, columns: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    return tuple(xrays.findings[column] for column in columns), columns
+        boxes = detection_data.one_truth(known_boxes(data, options), options.labeling.reader_boxes)
+        boxed = detection_data.named(boxes)
+        return HeldOut(split, boxes, tuple(finding for finding in boxes.labels.findings if finding in boxed))
+    masks = known_masks(data, options, recipe.mask_label)
+    return HeldOut(split, masks, (recipe.mask_label,) if masks.known.any() else ())
 
 
 def compare(
-    members: Mapping[str, Checkpoint],
-    ensemble: Checkpoint,
-    images: HeldOut,
-    device: torch.device,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    members: Mapping[str, Run], ensemble: Run, images: HeldOut, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> EnsembleComparison:
-    """Score the images with each network, as scoring does, and compare.
+    """Compare the scores of the ensemble with those of each member, on the same images.
 
     Raises:
-        UserError: the images are smaller than a network needs.
+        UserError: there are no scores of these images.
     """
-    patients_N = patients_of(images.xrays.rows)
-
-    def measured(network: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
-        return _measured(_scores(network, images, device), images, patients_N, resamples, seed)
-
-    by_member = {name: measured(member) for name, member in members.items()}
-    value_F, resampled_RF = measured(ensemble)
-    best = max(by_member, key=lambda name: by_member[name][0].mean())
+    by_member = {name: _measured(run, images, resamples, seed) for name, run in members.items()}
+    whole = _measured(ensemble, images, resamples, seed)
+    best = max(by_member, key=lambda name: by_member[name].value.mean())
+    gain = whole.value - by_member[best].value, whole.resampled - by_member[best].resampled
     return EnsembleComparison(
-        metric=images.truth.metric,
-        findings=images.truth.findings,
+        metric=images.metric,
+        findings=images.findings,
         split=images.split,
-        images=images.xrays.rows.num_rows,
-        patients=len(np.unique(patients_N)),
-        members={name: intervals(*of) for name, of in by_member.items()},
-        ensemble=intervals(value_F, resampled_RF),
+        images=len(whole.patients),
+        patients=len(np.unique(whole.patients)),
+        members={name: intervals(of.value, of.resampled) for name, of in by_member.items()},
+        ensemble=intervals(whole.value, whole.resampled),
         best=best,
-        gain=intervals(value_F - by_member[best][0], resampled_RF - by_member[best][1]),
+        gain=intervals(*gain),
     )
 
 
-def _scores(network: Checkpoint, images: HeldOut, device: torch.device) -> pa.Table:
-    """Scores of the images; masks in the frame of the stored images."""
-    return images.xrays.scored(network, device, as_stored=images.truth.metric == DICE)
-
-
-def _measured(
-    scores: pa.Table, images: HeldOut, patients_N: np.ndarray, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The metric of each finding (F,), and in each resample of patients (R, F)."""
-    truth, xrays = images.truth, images.xrays
-    if truth.metric == AUROC:
-        probabilities = np.array(scores[schema.PROBABILITIES].to_pylist())[:, truth.columns]
-        labels = xrays.labels[:, truth.columns]
-        return auroc(probabilities, labels), resampled_aurocs(probabilities, labels, patients_N, resamples, seed)
-    if truth.metric == AP:
-        boxes, count = Boxes.of(scores[schema.PRED_BOXES], xrays.findings), len(xrays.findings)
-        boxes, true = boxes.at(xrays.known[boxes.image, boxes.finding]), xrays.true
-        value = average_precisions(boxes, true, count, IOU)
-        correct = true_positives(boxes, true, IOU)
-        resampled = resampled_aps(boxes, correct, true, patients_N, count, resamples, seed)
-        return value[truth.columns], resampled[:, truth.columns]
-    assert truth.masks is not None
-    assert truth.known is not None
-    size = xrays.pixels.size
-    predicted = np.stack([rle.decode(code, size, size) for code in scores[schema.PRED_MASK_RLE].to_pylist()])
-    of_images = dice(overlap_rows(torch.from_numpy(predicted), torch.from_numpy(truth.masks))).numpy()
-    values_N1 = np.where(truth.known, of_images, np.nan)[:, None]
-    return column_means(values_N1), resampled_means(values_N1, patients_N, resamples, seed)
+def _measured(run: Run, images: HeldOut, resamples: int, seed: int) -> _Measured:
+    truth = images.truth
+    if isinstance(truth, LabelTruth):
+        joined = classification_data.join(classification_data.load_scores(run), truth)
+        known = joined.at(joined.rows, images.findings)
+        resampled = resampled_aurocs(known.probabilities, known.labels, known.patients, resamples, seed)
+        return _Measured(auroc(known.probabilities, known.labels), resampled, known.patients)
+    if isinstance(truth, BoxTruth):
+        scores, scored = localization_data.load_scores(run), detection_data.scored_findings(run)
+        boxes = detection_data.evaluate(scores, scored, truth)
+        columns, count = [boxes.findings.index(finding) for finding in images.findings], len(boxes.findings)
+        value = average_precisions(boxes.predicted, boxes.true, count, IOU)
+        correct = true_positives(boxes.predicted, boxes.true, IOU)
+        resampled = resampled_aps(boxes.predicted, correct, boxes.true, boxes.patients, count, resamples, seed)
+        return _Measured(value[columns], resampled[:, columns], boxes.patients)
+    masks = segmentation_data.evaluate(segmentation_data.load_scores(run), truth)
+    values_N1 = dice(masks.overlap).numpy()[:, None]
+    resampled = resampled_means(values_N1, masks.patients, resamples, seed)
+    return _Measured(column_means(values_N1), resampled, masks.patients)

@@ -27,9 +27,6 @@ class Options:
     """Folder or URI of the checkpoint of a member. Give the option once for each of at least two members."""
     out: str = "runs/ensemble"
     """Folder or URI of the results."""
-    test_images: int = 1000
-    """Number of test images, spread evenly over the split, on which the ensemble and its members are compared. They
-    are held in memory. 0: all."""
     data: ArchiveOptions = field(default_factory=ArchiveOptions)
 
 
@@ -59,4 +56,4 @@ def main(options: Options) -> dict[str, Any]:
     cluster.connect()
     data = ensure_shards(archive, out, max(recipes, key=lambda recipe: recipe.size))
     members = {f"member-{number}": uri for number, uri in enumerate(uris)}
-    return join_checkpoints(members, data, out, test_images=options.test_images)
+    return join_checkpoints(members, data, out)

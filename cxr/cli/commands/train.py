@@ -15,9 +15,7 @@ def main(options: Options) -> dict[str, Any]:
         from cxr.cli.ensembles import member_changes, train_ensemble  # imports Ray
 
         changes = member_changes(options.recipe, options.members)
-        return train_ensemble(
-            options.recipe, changes, options.data, options.run, options.out, test_images=options.test_images
-        )
+        return train_ensemble(options.recipe, changes, options.data, options.run, options.out)
 
     from cxr.cli.training_jobs import train_job  # imports Ray
 

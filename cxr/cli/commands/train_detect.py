@@ -36,4 +36,4 @@ def main(options: Options) -> dict[str, Any]:
         }
         for number, change in enumerate(member_changes(recipe, options.members))
     ]
-    return train_ensemble(recipe, changes, options.data, options.run, options.out, test_images=options.test_images)
+    return train_ensemble(recipe, changes, options.data, options.run, options.out)
