@@ -7,15 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from cxr import storage
-from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
-from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
+from cxr.benchmarks.studies import localization, localization_report
+from cxr.benchmarks.studies.localization import Evaluated
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions, TrainOptions
 from cxr.cli.plans import say_plan
-from cxr.cli.study_networks import load_networks, networks_record
+from cxr.cli.study_networks import networks_record, scored
 from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
-from cxr.data.batch import best_device
 from cxr.errors import UserError
+from cxr.evaluation.detection_data import named as boxed_findings
+from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
+from cxr.evaluation.run import ReportOptions
 from cxr.families.localize import LocalizeRecipe
 from cxr.metrics.bootstrap import RESAMPLES
 from cxr.phantom.archive import write_phantom
@@ -49,9 +51,13 @@ def run_study(
     *,
     variants: Sequence[str],
     seeds: int,
-    test_images: int,
 ) -> dict[str, Any]:
-    """Train every variant with every seed, and compare them on test images; returns the result.json."""
+    """Train every variant with every seed, score the test images with them, and compare the boxes; returns the
+    result.json.
+
+    Raises:
+        UserError: no test image has a box of a finding, and other mistakes in the input.
+    """
     chosen = named(variants, recipe)
     if archive.stream or seeds < 1:
         raise UserError(
@@ -65,16 +71,21 @@ def run_study(
     say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=members), inputs.images)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(phantoms(archive, out), out, recipe)
-    test = boxed_xrays.read(data, "test", test_images)  # before training: it may have no boxes
+    truth = known_boxes(data, ReportOptions(split="test"))
+    if not boxed_findings(truth) & {*truth.labels.findings}:
+        raise UserError(
+            f"{data}: none of {truth.table.num_rows:,} images of its test split has a box of "
+            f"{', '.join(truth.labels.findings)}: give an archive that has such boxes"
+        )
     trained = train_all(recipes, range(seeds), data, out, run)
-    device = best_device()
-    results = []
+    results, evaluated = [], []
     for name in recipes:
-        results.append(localization.evaluate(name, load_networks(trained, name), test, device))
+        evaluated = [Evaluated.of(scored(network, data), truth) for network in trained if network.name == name]
+        results.append(localization.summarize(name, evaluated))
         print(f"evaluated: {name}", flush=True)
     return {
         **networks_record(trained, recipes, data),
-        **write(results, test, seeds, out),
+        **write(results, evaluated[0], truth, seeds, out),
     }
 
 
@@ -98,22 +109,26 @@ def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
 
 
 def write(
-    results: Sequence[localization.LocalizationResult], test: BoxedXRays, seeds: int, out: str
+    results: Sequence[localization.LocalizationResult], network: Evaluated, truth: BoxTruth, seeds: int, out: str
 ) -> dict[str, Any]:
-    """Print the tables; write table.md, networks.csv and accuracy.png into `out`; metrics and URIs."""
+    """Print the tables; write table.md, networks.csv and accuracy.png into `out`; metrics and URIs.
+
+    Args:
+        network: any of the networks, all of which have scored the same images.
+    """
     by_name = {result.name: result for result in results}
     gains = localization.gains(by_name[MULTISCALE], by_name[LAST]) if {MULTISCALE, LAST} <= set(by_name) else {}
     gained = localization_report.gains_table(gains, MULTISCALE, LAST) if gains else ""
-    shown = [*results, *localization.baseline_results(test)]
-    counts = test.pairs()
+    shown = [*results, *localization.baseline_results(network, truth)]
+    counts, test_images = network.pairs(), len(network.boxes.rows)
     boxed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    images = counted(test.rows.num_rows, "test image")
+    images = counted(test_images, "test image")
     summary = f"{images}, of these with a box: {boxed}; {counted(seeds, 'seed')}."
     print(f"{localization_report.tables(shown)}{gained}{summary}", flush=True)
     storage.write_text(storage.join(out, "table.md"), localization_report.page(shown, gained, summary, RESAMPLES))
     storage.write_text(storage.join(out, "networks.csv"), localization_report.csv(shown))
     picture = figures.save_figure(localization_report.picture(shown), out, "accuracy.png")
     print(f"picture: {picture}", flush=True)
-    metrics = {"images": float(test.rows.num_rows), **{f"pairs/{name}": float(n) for name, n in counts.items()}}
+    metrics = {"images": float(test_images), **{f"pairs/{name}": float(n) for name, n in counts.items()}}
     metrics |= localization.metrics(shown, gains)
     return {"metrics": metrics, "table": storage.join(out, "networks.csv"), "pictures": [picture]}

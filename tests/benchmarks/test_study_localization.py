@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from cxr import schema
-from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
-from cxr.benchmarks.studies.localization import LocalizationResult
+from cxr.benchmarks.studies import localization, localization_report
+from cxr.benchmarks.studies.localization import Evaluated, LocalizationResult
 from cxr.cli import study_localization as study
 from cxr.cli.commands import phantom as phantom_command
 from cxr.cli.commands.benchmark_localization import Options, main
@@ -25,15 +25,18 @@ from cxr.cli.options import ArchiveOptions
 from cxr.cli.plans import Capacity
 from cxr.cli.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, named, phantoms
 from cxr.errors import UserError
+from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
+from cxr.evaluation.run import ReportOptions, Run, read_run
 from cxr.families import checkpoint
-from cxr.families.base import Recipe, ScoringContext
-from cxr.families.checkpoint import Checkpoint
+from cxr.families.base import Recipe
 from cxr.families.localize import LocalizeRecipe
+from cxr.metrics.localization import locate
 from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained
+from tests.inference.scored_here import without_ray  # noqa: F401
 from tests.made_shards import write_shards
+from tests.written_runs import write_scored
 
-CPU = torch.device("cpu")
 SIZE, IMAGES = 32, 40
 EDGES = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
 FRAME = {"x_scale": 2.0, "y_scale": 2.0, "x_offset": 0.0, "y_offset": 0.0}
@@ -61,20 +64,27 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_shards(folder, {"train": 12, "val": 6, "test": IMAGES}, size=SIZE, known=known)
 
 
-def network(shift: Mapping[str, float], right: float = 1.0) -> Checkpoint:
-    """A fake that knows the truth. It shifts boxes by a share of their width; `right` weights the true labels."""
+def network(folder: Path, shift: Mapping[str, float], right: float = 1.0) -> Run:
+    """The run of a network that knows the truth. It shifts boxes by a share of their width; `right` weights the true
+    labels."""
 
-    def scored(predicted: dict[str, torch.Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
-        boxes = [[_moved(box, shift) for box in true or []] for true in rows[schema.BOXES].to_pylist()]
-        p = [[right * label + (1 - right) * 0.5 for label in labels] for labels in rows[schema.LABELS].to_pylist()]
-        types = LocalizeRecipe.score_columns
-        columns = {schema.PROBABILITIES: p, schema.PRED_BOXES: boxes}
-        return pa.table({name: pa.array(values, types.field(name).type) for name, values in columns.items()})
+    def score(number: int) -> dict[str, object]:
+        true: Any = known("test", number)
+        return {
+            schema.IMAGE_ID: f"test-{number:04d}.png",
+            schema.HEIGHT_PX: 64,
+            schema.WIDTH_PX: 64,
+            schema.PRED_BOXES: [_moved(box, shift) for box in true[schema.BOXES] or []],
+            schema.PROBABILITIES: [right * label + (1 - right) * 0.5 for label in true[schema.LABELS]],
+            schema.DECISIONS: true[schema.LABELS],
+        }
 
-    recipe = SimpleNamespace(
-        size=SIZE, family="knowing", score_columns=LocalizeRecipe.score_columns, predict=lambda *_: {}, scored=scored
+    fields = pa.schema(
+        [*schema.SCORES, *LocalizeRecipe.score_columns], {schema.FINDINGS_KEY: json.dumps(schema.FINDINGS)}
     )
-    return Checkpoint("/kept", recipe, torch.nn.Identity(), schema.FINDINGS, {})  # pyright: ignore[reportArgumentType]
+    settings = {"archive": "shards", "checkpoint_sha256": "0", "recipe": {"family": "localize"}}
+    rows = [score(number) for number in range(IMAGES)]
+    return read_run(write_scored(folder, settings, pa.Table.from_pylist(rows, fields)))
 
 
 def _moved(box: dict[str, Any], shift: Mapping[str, float]) -> dict[str, Any]:
@@ -84,13 +94,23 @@ def _moved(box: dict[str, Any], shift: Mapping[str, float]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(shards: str) -> list[LocalizationResult]:
+def truth(shards: str) -> BoxTruth:
+    return known_boxes(shards, ReportOptions(split="test"))
+
+
+@pytest.fixture(scope="module")
+def exact(truth: BoxTruth, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """A network that locates nodules exactly."""
+    return Evaluated.of(network(tmp_path_factory.mktemp("exact"), {"Nodule": 0.0, "Cardiomegaly": 0.3}), truth)
+
+
+@pytest.fixture(scope="module")
+def results(truth: BoxTruth, exact: Evaluated, tmp_path_factory: pytest.TempPathFactory) -> list[LocalizationResult]:
     """Three seeds: two locate nodules exactly and one misses them; both variants locate hearts equally well."""
-    test = boxed_xrays.read(shards, "test")
-    exact, lost = {"Nodule": 0.0, "Cardiomegaly": 0.3}, {"Nodule": 1.0, "Cardiomegaly": 0.3}
-    multiscale = [network(exact), network(exact), network(lost)]
-    last = [network(lost, 0.0)] * 3
-    return [localization.evaluate(name, of, test, CPU) for name, of in ((MULTISCALE, multiscale), (LAST, last))]
+    shift, folder = {"Nodule": 1.0, "Cardiomegaly": 0.3}, tmp_path_factory.mktemp("runs")
+    lost, random = (Evaluated.of(network(folder / f"{p}", shift, p), truth) for p in (1.0, 0.0))
+    variants = (MULTISCALE, [exact, exact, lost]), (LAST, [random] * 3)
+    return [localization.summarize(name, of) for name, of in variants]
 
 
 def test_results_are_per_seed_and_finding(results: list[LocalizationResult]) -> None:
@@ -118,21 +138,19 @@ def test_gains_use_the_same_patients_and_seeds(results: list[LocalizationResult]
     )
 
 
-def test_intervals_resample_patients(shards: str) -> None:
+def test_intervals_resample_patients(exact: Evaluated) -> None:
     """One seed that locates hearts in every second of twenty images: the interval is the binomial one."""
-    test = boxed_xrays.read(shards, "test")
-    predicted = test.true.at(test.true.image % 4 == 0)
-    located = test.located(predicted)
-    of = localization._result("half", [located], test, np.arange(IMAGES), np.zeros(1), np.zeros((1, 1000)), 0)
+    boxes = exact.boxes
+    located = locate(boxes.true.at(boxes.true.image % 4 == 0), boxes.true, boxes.located.known)
+    of = localization._result("half", [located], boxes, np.zeros(1), np.zeros((1, 1000)), 0)
     hearts = localization.accuracy(of, "iou", 0.5, ["Cardiomegaly"])
     assert hearts.value == 0.5
-    assert hearts.low == pytest.approx(0.5 - 1.96 * np.sqrt(0.25 / 20), abs=0.05)
+    assert 0.2 < hearts.low < hearts.value
     assert np.isnan(hearts.sd)
 
 
-def test_baselines_are_in_the_report(shards: str, results: list[LocalizationResult]) -> None:
-    test = boxed_xrays.read(shards, "test")
-    chance, center = localization.baseline_results(test)
+def test_baselines_are_in_the_report(truth: BoxTruth, exact: Evaluated, results: list[LocalizationResult]) -> None:
+    chance, center = localization.baseline_results(exact, truth)
     hearts = localization.accuracy(center, "iou", 0.9, ["Cardiomegaly"])
     assert hearts.value == 1, "the heart never moves in these images"
     assert localization.accuracy(chance, "iou", 0.9, ["Nodule"]).value < 0.5
@@ -148,14 +166,6 @@ def test_baselines_are_in_the_report(shards: str, results: list[LocalizationResu
     assert "random_auroc" not in metrics
     assert not any(np.isnan(value) for value in metrics.values())
     assert len(localization_report.picture([*results, chance, center]).axes) == 3
-
-
-def test_an_archive_without_boxes_is_rejected(tmp_path: Path) -> None:
-    bare = write_shards(tmp_path, {"test": 4}, size=SIZE)
-    with pytest.raises(UserError, match="none of 4 images of its test split has a box"):
-        boxed_xrays.read(bare, "test")
-    with pytest.raises(UserError, match="no image in its val split"):
-        boxed_xrays.read(bare, "val")
 
 
 def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> None:
@@ -198,19 +208,32 @@ def untrained(
     return [Trained(*result) for result in made]
 
 
-def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def without_training(monkeypatch: pytest.MonkeyPatch, without_ray: None) -> None:  # noqa: F811
     monkeypatch.setattr(study, "train_all", untrained)
     monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
     monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
     monkeypatch.setattr(study, "connect", lambda *_: None)
+
+
+@pytest.mark.usefixtures("without_training")
+def test_an_archive_without_boxes_is_rejected_before_training(tmp_path: Path) -> None:
+    bare = write_shards(tmp_path / "shards", {"test": 4}, size=SIZE)
+    options = Options(out=str(tmp_path / "out"), data=ArchiveOptions(archive=(bare,)), recipe=LocalizeRecipe(size=32))
+    with pytest.raises(UserError, match="none of 4 images of its test split has a box of Atelectasis"):
+        main(options)
+
+
+@pytest.mark.usefixtures("without_training")
+def test_the_job_reports_every_network(shards: str, tmp_path: Path) -> None:
     recipe = LocalizeRecipe(size=32)
     data = ArchiveOptions(archive=(shards,))
-    result = main(Options(out=str(tmp_path), variants=(MULTISCALE, LAST), seeds=2, data=data, recipe=recipe))
+    result = main(Options(out=str(tmp_path), variants=(MULTISCALE, LAST), seeds=1, data=data, recipe=recipe))
     metrics = result["metrics"]
     assert (metrics["images"], metrics["pairs/Cardiomegaly"], metrics["pairs/Nodule"]) == (IMAGES, 20, 14)
     for name in ("small_gain_iou_30", "large_gain_iou_30", "auroc_gain"):
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
     page = (tmp_path / "table.md").read_text()
-    assert "40 test images, of these with a box: Cardiomegaly 20, Nodule 14; 2 seeds." in page
+    assert "40 test images, of these with a box: Cardiomegaly 20, Nodule 14; 1 seed." in page
     assert "T(IoU) = 0.3, mean of Nodule and Mass" in page
     assert all(Path(uri).exists() for uri in (result["table"], *result["pictures"]))

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from cxr import schema
-from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
-from cxr.benchmarks.studies.xrays import patients_of
-from cxr.errors import UserError
-from cxr.families.checkpoint import Checkpoint
+from cxr.evaluation import classification_data, localization_data
+from cxr.evaluation.classification_data import LabeledScores, join
+from cxr.evaluation.detection_data import scored_findings
+from cxr.evaluation.ground_truth_boxes import BoxTruth
+from cxr.evaluation.localization_data import LocalizationEvaluation
+from cxr.evaluation.run import Run
 from cxr.metrics.bootstrap import ENDS, RESAMPLES, column_means, resampled_means
 from cxr.metrics.classification.ranking import auroc
 from cxr.metrics.classification.resampled_auroc import resampled_aurocs
-from cxr.metrics.localization import MEASURES, THRESHOLDS, Boxes, Located, baselines
+from cxr.metrics.localization import MEASURES, THRESHOLDS, Located
 
 SMALL, LARGE = ("Nodule", "Mass"), ("Cardiomegaly",)
 
@@ -51,47 +51,55 @@ class SeedMean:
     sd: float
 
 
-def evaluate(
-    name: str, networks: Sequence[Checkpoint], xrays: BoxedXRays, device: torch.device, seed: int = 0
-) -> LocalizationResult:
-    """Score the images with each network, as scoring does. Recipes can be compared only with the same `seed`.
+@dataclass(frozen=True)
+class Evaluated:
+    """The scores of a network, compared with the truth."""
 
-    Raises:
-        UserError: the images are smaller than the networks need, or the networks predict no boxes.
-    """
-    predictions = [_predict(network, xrays, device) for network in networks]
-    located = [xrays.located(boxes) for boxes, _ in predictions]
-    probabilities = [p for _, p in predictions]
-    patients = patients_of(xrays.rows)
-    labels = xrays.labels
-    aurocs = [_mean(auroc(p, labels)[None])[0] for p in probabilities]
-    resamples = [_mean(resampled_aurocs(p, labels, patients, RESAMPLES, seed)) for p in probabilities]
-    return _result(name, located, xrays, patients, np.array(aurocs), np.stack(resamples), seed)
+    boxes: LocalizationEvaluation
+    labels: LabeledScores
+
+    @classmethod
+    def of(cls, run: Run, truth: BoxTruth) -> Evaluated:
+        """Compare a run with the truth.
+
+        Raises:
+            UserError: its scores have no boxes or no probabilities, or no image has both scores and truth.
+        """
+        boxes = localization_data.evaluate(localization_data.load_scores(run), scored_findings(run), truth)
+        return cls(boxes, join(classification_data.load_scores(run), truth.labels))
+
+    def pairs(self) -> dict[str, int]:
+        """Number of images with a true box, per finding."""
+        true = self.boxes.true
+        found = np.unique(np.stack([true.image, true.finding]), axis=1)[1]
+        return {name: int((found == number).sum()) for number, name in enumerate(self.boxes.findings)}
 
 
-def baseline_results(xrays: BoxedXRays, seed: int = 0) -> list[LocalizationResult]:
-    """Results of random boxes and of the mean box of the training images."""
-    patients = patients_of(xrays.rows)
-    predictions = baselines(xrays.training, xrays.rows.num_rows, len(xrays.findings), seed)
-    no_auroc = np.full((1, RESAMPLES), math.nan)
-    return [
-        _result(name, [xrays.located(boxes.scaled(*xrays.sizes_px))], xrays, patients, no_auroc[:, 0], no_auroc, seed)
-        for name, boxes in predictions.items()
-    ]
+def summarize(name: str, networks: Sequence[Evaluated], seed: int = 0) -> LocalizationResult:
+    """The results of the networks of one recipe, one per seed. Recipes can be compared only with the same `seed`."""
+    labels = [network.labels for network in networks]
+    aurocs = [_mean(auroc(of.probabilities, of.labels)[None])[0] for of in labels]
+    resamples = [_mean(resampled_aurocs(of.probabilities, of.labels, of.patients, RESAMPLES, seed)) for of in labels]
+    located = [network.boxes.located for network in networks]
+    return _result(name, located, networks[0].boxes, np.array(aurocs), np.stack(resamples), seed)
+
+
+def baseline_results(network: Evaluated, truth: BoxTruth, seed: int = 0) -> list[LocalizationResult]:
+    """Results of random boxes and of the mean box of the training images, on the images of a network."""
+    boxes, no_auroc = network.boxes, np.full((1, RESAMPLES), math.nan)
+    predictions = localization_data.baseline_boxes(boxes, truth.training_boxes(boxes.findings), seed)
+    return [_result(name, [located], boxes, no_auroc[:, 0], no_auroc, seed) for name, located in predictions.items()]
 
 
 def _result(
     name: str,
     located: Sequence[Located],
-    xrays: BoxedXRays,
-    patients: np.ndarray,
+    of_images: LocalizationEvaluation,
     aurocs: np.ndarray,
     auroc_resamples: np.ndarray,
     seed: int,
 ) -> LocalizationResult:
-    boxed = xrays.boxed()
-    located = [of.of(boxed) for of in located]
-    shape = len(boxed), len(THRESHOLDS)
+    shape = len(of_images.findings), len(THRESHOLDS)
 
     def values(of: Located, kind: str, measure: str) -> np.ndarray:
         """(N, F · thresholds)."""
@@ -103,7 +111,7 @@ def _result(
     accuracy_resamples = {
         m: np.stack(
             [
-                resampled_means(values(of, "localized", m), patients, RESAMPLES, seed).reshape(-1, *shape)
+                resampled_means(values(of, "localized", m), of_images.patients, RESAMPLES, seed).reshape(-1, *shape)
                 for of in located
             ]
         )
@@ -111,7 +119,7 @@ def _result(
     }
     return LocalizationResult(
         name=name,
-        findings=tuple(xrays.findings[f] for f in boxed),
+        findings=of_images.findings,
         accuracy=means("localized"),
         accuracy_resamples=accuracy_resamples,
         false_positives=means("false_positives"),
@@ -124,17 +132,6 @@ def _result(
 def _mean(values_RF: np.ndarray) -> np.ndarray:
     """(R,) mean over the findings with a value; NaN if there are none."""
     return column_means(values_RF.T)
-
-
-def _predict(network: Checkpoint, xrays: BoxedXRays, device: torch.device) -> tuple[Boxes, np.ndarray]:
-    """Predicted boxes in pixels of the originals, and probabilities (N, F)."""
-    if not {schema.PRED_BOXES, schema.PROBABILITIES} <= set(network.recipe.score_columns.names):
-        raise UserError(
-            f"{network.uri} is of family {network.recipe.family!r}, which does not give boxes and probabilities"
-        )
-    scores = xrays.scored(network, device)
-    probabilities = np.array(scores[schema.PROBABILITIES].to_pylist(), np.float64)
-    return Boxes.of(scores[schema.PRED_BOXES], xrays.findings), probabilities
 
 
 def mean_over_seeds(values_S: np.ndarray, resamples_SR: np.ndarray, seed: int = 0) -> SeedMean:

@@ -27,9 +27,6 @@ class Options:
     pooling."""
     seeds: int = 3
     """Number of networks per variant, each with its own seed."""
-    test_images: int = 0
-    """Number of test images, spread evenly over the split, on which networks are compared. They are held in memory.
-    0: all."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, stored_size=128))
     recipe: LocalizeRecipe = field(default_factory=lambda: LocalizeRecipe(size=128))
     """Settings of all networks, except those that a variant sets: cam_stages, relevance, pooling."""
@@ -46,5 +43,4 @@ def main(options: Options) -> dict[str, Any]:
         options.out,
         variants=options.variants,
         seeds=options.seeds,
-        test_images=options.test_images,
     )
