@@ -107,7 +107,7 @@ def _kill(processes: set[psutil.Process]) -> None:
 def _last_line(error: Exception) -> str:
     """The reason in Ray's message about a failed start, which ends with the last line of the failed process's log."""
     lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+    return lines[-1].strip().rstrip(".") if lines else type(error).__name__
 
 
 def _start(cpus: int | None) -> None:
