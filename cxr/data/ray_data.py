@@ -24,7 +24,7 @@ from cxr.runtime.progress import with_stall_notes
 from cxr.runtime.user_errors import PROCESS_DEATHS, user_error_in
 
 _REPLY = pa.schema([("name", pa.string()), ("summary", pa.string())])
-_RETRIES = 3  # retries of work whose process died with its machine; images do not kill processes (decode_pool)
+_RESTARTS = 5  # of a process that died, mostly with its machine; images do not kill processes (decode_pool)
 _NAMED = 3  # number of parts that a message names
 _EARLY_DEATHS = 5  # consecutive failed starts of a pool's workers that are tolerated, for busy machines
 
@@ -32,12 +32,13 @@ Work = Callable[[Part], Mapping[str, Any]]
 
 
 def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = None, **options: Any) -> Dataset:
-    """`rows.map_batches` on whole blocks, each of which is retried a few times if its process dies.
+    """`rows.map_batches` on whole blocks, with limits to how often a process is started again after it died.
 
     Work that needs no GPU runs on the cluster's machines for data, if it has any. Ray Data itself retries without
-    limit. It does not fuse tasks that have a limit with the pool that follows them.
+    limit. It does not fuse tasks that have a limit with the pool that follows them. Retries on a worker of a pool are
+    not limited, because those that Ray makes before it notices the loss of the worker's machine fail at once.
     """
-    limits = {"max_restarts": -1, "max_task_retries": _RETRIES} if pool else {"max_retries": _RETRIES}
+    limits = {"max_restarts": _RESTARTS, "max_task_retries": -1} if pool else {"max_retries": _RESTARTS}
     if not options.get("num_gpus"):
         options["label_selector"] = cluster.data_machines()
     with warnings.catch_warnings():
@@ -100,7 +101,7 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
         raise UserError(str(mistake).partition("\n")[0]) from error  # the rest is Ray's advice on retries
     except PROCESS_DEATHS as error:
         raise ClusterError(
-            f"the process that worked on one of these died {_RETRIES + 1} times: {_some(missing)} "
+            f"the process that worked on one of these died {_RESTARTS + 1} times: {_some(missing)} "
             f"({type(error).__name__}). Most likely its machine has too little memory: use machines with more, or "
             f"fewer CPUs of each. Finished parts are saved: run the same command again to continue"
         ) from error
