@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,14 @@ def test_every_command_is_in_the_reference() -> None:
 def test_every_script_runs_the_command_that_names_it() -> None:
     run = {path.stem: re.findall(r'^    run\("(.+)"\)$', path.read_text(), re.MULTILINE) for path in JOBS}
     assert run == {c.script: [c.name] for c in COMMANDS.values() if c.script}
+
+
+def test_messages_and_pages_install_extras_that_exist_in_one_form() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = {*project["optional-dependencies"], "EXTRA"}
+    sources = [*PAGES, *(REPOSITORY / "cxr").rglob("*.py")]
+    named = [(path, *one) for path in sources for one in re.findall(r"'(cxr|\.)\[([\w,-]+)\]'", path.read_text())]
+    assert {path.suffix for path, *_ in named} == {".md", ".py"}
+    assert [name for _, _, names in named for name in names.split(",") if name not in extras] == []
+    downloads = {path.name for path, package, _ in named if package == "."}  # before cxr is installed
+    assert downloads == {"offline.md"}

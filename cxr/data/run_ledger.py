@@ -178,7 +178,7 @@ def read_ledger(out: str) -> RunLedger:
         return RunLedger(out)
     content = storage.read_json(uri)
     if "generations" not in content:
-        raise UserError(f"expected the results of cxr score in {out}, got those of another job: choose another --out")
+        raise UserError(f"expected the results of cxr score in {out}, got those of another job: give another folder")
     return RunLedger(out, tuple(_generation(each) for each in content["generations"]), content["id"])
 
 

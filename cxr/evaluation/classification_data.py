@@ -76,7 +76,9 @@ def load_scores(run: Run) -> ClassificationScores:
     parts = read_scores(run, [schema.IMAGE_ID, schema.ERROR, schema.PROBABILITIES, schema.DECISIONS])
     named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY) for part in parts}
     if len(named) != 1 or None in named:
-        raise UserError(f"the scores in {run.uri} do not name one list of findings: score the archive again")
+        raise UserError(
+            f"expected one list of findings in all files of {run.uri}, got several or none: score the archive again"
+        )
     findings = tuple(json.loads(named.pop() or b"[]"))
     table = pa.concat_tables(part.replace_schema_metadata() for part in parts)
     good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.PROBABILITIES]))

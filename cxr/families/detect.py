@@ -204,7 +204,7 @@ class DetectRecipe(Recipe):
             return Yolo(self.architecture, findings)
         except ImportError as error:
             raise UserError(
-                f"{error}: family detect needs Ultralytics: expected the extra detect; run pip install 'cxr[detect]'"
+                f"expected Ultralytics for family detect, got an error ({error}): run pip install 'cxr[detect]'"
             ) from error
 
     def task(self, network: nn.Module) -> DetectTask:

@@ -136,7 +136,7 @@ def decode_codestream(coded: bytes, header: Codestream) -> np.ndarray:
         raise
     except ImportError:
         raise ImageRejectedError(
-            f"{header.format} needs a codec: expected the extra dicom; run pip install 'cxr[dicom]'"
+            f"{header.format} needs a codec that is not installed: run pip install 'cxr[dicom]'"
         ) from None
     except Exception as error:  # codecs raise many kinds
         reason = f"{codec} cannot decode the {header.format} codestream ({type(error).__name__})"

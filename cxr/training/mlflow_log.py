@@ -45,7 +45,7 @@ def check_installed() -> None:
     """Raise UserError if MLFLOW_TRACKING_URI is set but MLflow is not installed."""
     if os.environ.get(TRACKING_URI) and importlib.util.find_spec("mlflow") is None:
         raise UserError(
-            f"{TRACKING_URI} is set, but MLflow is not installed: run `pip install 'cxr[mlflow]'`, or unset the "
+            f"{TRACKING_URI} is set, but MLflow is not installed: run pip install 'cxr[mlflow]', or unset the "
             f"variable"
         )
 

@@ -240,7 +240,7 @@ def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scored, archive=archive)
     assert "no scoring run" in mistake(str(tmp_path / "nothing"), out)
     strange = write_run(tmp_path / "strange", scored, family="unheard-of")
-    assert "'unheard-of', for which there is no report; expected one of aecnn" in mistake(strange, out)
+    assert "'unheard-of', for which there is no report: give a run of family aecnn" in mistake(strange, out)
     assert "no image in split 'train' (test 52, val 10)" in mistake(run, out, split="train")
     strangers = write_run(tmp_path / "strangers", {"a.png": [0.1, 0.2, 0.3]}, archive=archive)
     assert "0 are in" in mistake(strangers, out)
@@ -257,9 +257,9 @@ def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
     part = tmp_path / "twice" / SCORES / "part-00000.parquet"
     rows = pq.read_table(part)
     pq.write_table(pa.concat_tables([rows, rows]), part)
-    assert "images twice" in mistake(twice, out)
+    assert "expected each image once" in mistake(twice, out)
     pq.write_table(rows.replace_schema_metadata(), part)
-    assert "do not name one list of findings" in mistake(twice, out)
+    assert "got several or none: score" in mistake(twice, out)
     pq.write_table(pq.read_table(part).drop_columns([schema.DECISIONS]), part)
     assert "no column decisions" in mistake(twice, out)
 

@@ -166,7 +166,7 @@ def _ssim(a_B1HW: Tensor, b_B1HW: Tensor) -> Tensor:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     except ImportError:
         raise UserError(
-            "SSIM needs torchmetrics: expected the extra benchmarks; run pip install 'cxr[benchmarks]'"
+            "expected the package torchmetrics for SSIM, which is not installed: run pip install 'cxr[benchmarks]'"
         ) from None
     values = []
     for a, b in zip(a_B1HW.float().split(1), b_B1HW.float().split(1), strict=True):

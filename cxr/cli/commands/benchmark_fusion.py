@@ -70,7 +70,7 @@ def _package() -> Callable[[Sequence[ScoredBoxes]], ScoredBoxes]:
         from ensemble_boxes import weighted_boxes_fusion
     except ImportError:
         raise UserError(
-            "the comparison needs ensemble-boxes: expected the extra benchmarks; run pip install 'cxr[benchmarks]'"
+            "expected the package ensemble-boxes, which is not installed: run pip install 'cxr[benchmarks]'"
         ) from None
 
     def fuse(image: Sequence[ScoredBoxes]) -> ScoredBoxes:
