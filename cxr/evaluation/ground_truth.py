@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +25,30 @@ from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
 PLACES = pa.schema([(schema.SHARD_FILE, pa.int32()), (schema.SHARD_ROW, pa.int32())])
 """Columns that say where an image is stored in shards."""
 _THREADS = 8
+_manifests: ContextVar[dict[tuple[str, ReadOptions, Labeling], Manifest] | None] = ContextVar(
+    "_manifests", default=None
+)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """In this context, the lists of an archive are read once, and its notes are given once, however many runs are
+    compared with it."""
+    token = _manifests.set({})
+    try:
+        yield
+    finally:
+        _manifests.reset(token)
+
+
+def _open_manifest(archive: str, reading: ReadOptions, labeling: Labeling) -> Manifest:
+    known, key = _manifests.get(), (archive, reading, labeling)
+    if known is None:
+        return open_manifest(archive, reading, labeling)
+    if key in known:
+        return replace(known[key], notes=[])
+    known[key] = open_manifest(archive, reading, labeling)
+    return known[key]
 
 
 def read_truth(
@@ -53,7 +80,7 @@ def read_all_truth(
         known = _of_shards(shards.read_info(archive, latents=True), names, needed, reading.select)
         names += PLACES.names
     else:
-        known = open_manifest(archive, reading, labeling)
+        known = _open_manifest(archive, reading, labeling)
     table = known.table.select(names)
     if not reading.crosswalk:
         return Manifest(table, known.findings, known.notes)

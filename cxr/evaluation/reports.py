@@ -10,6 +10,7 @@ from typing import Any
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.evaluation import alignment, classification, detection, localization, score_summary, segmentation
+from cxr.evaluation.ground_truth import read_once
 from cxr.evaluation.page_content import one_run, several_runs, without_nan
 from cxr.evaluation.run import Content, NoGroundTruthError, ReportOptions, Run, name_runs, read_run
 from cxr.evaluation.score_summary import BOXES, MASKS, PROBABILITIES, Kind
@@ -55,7 +56,7 @@ def reading_of(run: Run, options: ReportOptions) -> ReportOptions:
     """
     if run.pseudonymized and not options.crosswalk:
         raise UserError(
-            f"{run.uri} has pseudonyms, by which no ground truth can be found: give the crosswalk that cxr score "
+            f"{run.uri} has pseudonyms instead of the archive's ids: give its crosswalk, a folder that cxr score "
             f"--pseudonymize wrote, with --crosswalk"
         )
     if options.crosswalk and not run.pseudonymized:
@@ -82,6 +83,7 @@ def evaluate(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
     return {**result, "metrics": without_nan(result["metrics"])}
 
 
+@read_once()
 def report(runs: str | Sequence[str], options: ReportOptions, out: str) -> dict[str, Any]:
     """Write one page about runs that `cxr score` wrote; returns the contents of the job's result.json.
 
@@ -113,8 +115,8 @@ def report(runs: str | Sequence[str], options: ReportOptions, out: str) -> dict[
 def _reports(run: Run) -> Reports:
     if run.family not in REPORTS:
         raise UserError(
-            f"{run.uri} contains scores of family {run.family!r}, for which there is no report; expected one of "
-            f"{', '.join(REPORTS)}"
+            f"{run.uri} contains scores of family {run.family!r}, for which there is no report: give a run of "
+            f"family {', '.join(REPORTS)}"
         )
     return REPORTS[run.family]
 

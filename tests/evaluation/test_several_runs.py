@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cxr import schema
 from cxr.errors import UserError
-from cxr.evaluation import reports
+from cxr.evaluation import ground_truth, reports
 from cxr.evaluation.run import ReportOptions
+from cxr.sources.manifest import Manifest
 from tests.scored_runs import IMAGES, labeled_shards, write_panel, write_run
 
 OPTIONS = ReportOptions(resamples=10)
@@ -66,3 +69,31 @@ def test_one_checkpoint_of_a_panel_can_be_reported_and_compared(archive: str, tm
         reports.report(run, ReportOptions(member="other"), str(tmp_path / "out"))
     with pytest.raises(UserError, match="name one with --member: strong, weak, masks"):
         reports.evaluate(run, OPTIONS, str(tmp_path / "out"))
+
+
+def test_the_lists_of_an_archive_are_read_once_for_all_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_manifest = [], ground_truth.open_manifest
+
+    def counted(archive: str, *options: Any) -> Manifest:
+        opened.append(archive)
+        return replace(open_manifest(archive, *options), notes=["a note"])
+
+    monkeypatch.setattr(ground_truth, "open_manifest", counted)
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive/a.png").write_bytes(b"")
+    monkeypatch.setattr(
+        reports,
+        "_content",
+        lambda run, options, out: ground_truth.read_truth(run.archive, options.reading, "all", [schema.LABELS]),
+    )
+    read: list[Manifest] = []
+    monkeypatch.setattr(reports, "several_runs", lambda contents, out: read.extend(contents.values()))
+    run = write_panel(tmp_path / "panel", str(tmp_path / "archive"))
+    for times in (1, 2):
+        with pytest.raises(TypeError):  # there is no report to write
+            reports.report(run, OPTIONS, str(tmp_path / "out"))
+        assert len(opened) == times
+    assert [manifest.table.num_rows for manifest in read] == [1] * 6
+    assert [manifest.notes for manifest in read] == [["a note"], [], []] * 2
