@@ -64,7 +64,7 @@ def export_csv(run: Run, out: str, per: Per = "image", split: Split = "all") -> 
     """Write OUT/scores.csv, studies.csv or patients.csv; returns its URI and `score_tables.write_csv`'s counts."""
     uri = storage.join(storage.normalize(out), score_tables.FILES[per])
     columns = score_tables.columns_to_read(SCORE_COLUMNS[run.family])
-    return uri, score_tables.write_csv(scan_scores(run, columns, split), uri, per)
+    return uri, score_tables.write_csv(scan_scores(run, columns, split), uri, per, run.box_thresholds)
 
 
 def export_coco(run: Run, out: str, split: Split = "all", min_score: float = 0.0) -> tuple[str, dict[str, int]]:

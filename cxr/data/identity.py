@@ -15,9 +15,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from cxr import schema, storage
 from cxr.errors import UserError, raised_at
 from cxr.sources.options import ReadOptions
-from cxr.sources.pseudonyms import Pseudonyms, read_key
+from cxr.sources.pseudonyms import ID_CHARS, Pseudonyms, read_key
 
 COLUMNS = (schema.IMAGE_ID, schema.SOURCE_URI, schema.PATIENT_ID, schema.STUDY_ID, schema.SERIES_ID)
 CROSSWALK = "crosswalk"  # default name of the folder, beside the key
@@ -185,7 +186,7 @@ def open_identity(key_file: str, crosswalk: str, out: str, archives: Sequence[st
     """
     if not key_file:
         if crosswalk:
-            raise UserError("--crosswalk takes effect only with --pseudonymize: give both or neither")
+            raise UserError("expected --pseudonymize with --crosswalk, got --crosswalk alone: give both, or neither")
         return None
     key_uri = storage.normalize(key_file)
     folder = storage.normalize(crosswalk) if crosswalk else storage.join(_parent(key_uri), CROSSWALK)
@@ -211,11 +212,25 @@ class Crosswalk:
     """The crosswalk of one or more runs, in memory."""
 
     table: pa.Table
+    _sorted: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """By column that was looked up: its M pseudonyms in ascending order, and their rows."""
+
+    def originals(self, column: str, pseudonyms: pa.Array | pa.ChunkedArray) -> pa.Array:
+        """The values of a column that were replaced by these pseudonyms; null where that is unknown."""
+        if column not in self._sorted:
+            made = _as_bytes(self.table[_PSEUDONYM + column])
+            order = np.argsort(made, kind="stable")
+            self._sorted[column] = made[order], order
+        (made_M, rows_M), asked_N = self._sorted[column], _as_bytes(pseudonyms)
+        if not len(made_M):
+            return pa.nulls(len(asked_N), pa.string())
+        places_N = np.searchsorted(made_M, asked_N).clip(max=len(made_M) - 1)
+        rows = pa.array(rows_M[places_N], mask=made_M[places_N] != asked_N)
+        return self.table[column].take(rows).combine_chunks()
 
     def with_paths(self, scores: pa.Table) -> pa.Table:
         """Scores with pseudonyms, whose column `source_uri` has the paths again; null for unknown images."""
-        made = self.table[_PSEUDONYM + schema.SOURCE_URI].combine_chunks()
-        paths = self.table[schema.SOURCE_URI].take(pc.index_in(scores[schema.SOURCE_URI], made))
+        paths = self.originals(schema.SOURCE_URI, scores[schema.SOURCE_URI])
         return scores.set_column(scores.column_names.index(schema.SOURCE_URI), schema.SOURCE_URI, paths)
 
     def pseudonymized(self, truth: pa.Table) -> pa.Table:
@@ -230,8 +245,16 @@ class Crosswalk:
         return truth
 
 
-def read_crosswalk(uri: str) -> Crosswalk:
+def _as_bytes(pseudonyms: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """(N,) of ID_CHARS bytes each; empty for null."""
+    return np.array([(text or "").encode() for text in pseudonyms.to_pylist()], f"S{ID_CHARS}")
+
+
+def read_crosswalk(uri: str, columns: Sequence[str] = COLUMNS) -> Crosswalk:
     """Read the folder that runs with `--pseudonymize` wrote, or a single Parquet file of it.
+
+    Args:
+        columns: some of COLUMNS, which are enough for the caller.
 
     Raises:
         UserError: it contains no crosswalk.
@@ -239,10 +262,11 @@ def read_crosswalk(uri: str) -> Crosswalk:
     uri = storage.normalize(uri)
     files = [file.uri for file in storage.list_files(uri) if file.path.endswith(".parquet") and "/" not in file.path]
     with ThreadPoolExecutor(_THREADS) as pool:
-        tables = list(pool.map(storage.read_parquet, files))
-    if not tables or any(table.schema.names != _FIELDS.names for table in tables):
+        names = [*columns, *(_PSEUDONYM + name for name in columns)]
+        tables = list(pool.map(lambda file: storage.read_parquet(file, columns=names), files))
+    if not tables or any({*table.schema.names} != {*names} for table in tables):
         raise UserError(
-            f"expected a crosswalk in {uri}, got other files: give the folder that cxr score wrote for --pseudonymize"
+            f"expected a crosswalk in {uri}, got other files: give the folder that cxr score --pseudonymize wrote"
         )
     whole = pa.concat_tables(tables)
     return Crosswalk(whole.group_by(whole.column_names, use_threads=False).aggregate([]))  # runs may share images

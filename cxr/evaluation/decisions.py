@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from cxr import storage
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.heat_maps import heat_maps
 from cxr.evaluation.images import TruthImages
-from cxr.evaluation.run import ReportOptions, Run, checkpoint_uri
+from cxr.evaluation.run import ReportOptions, Run, checkpoint_uri, thresholds_of
 from cxr.metrics import classification
 from cxr.metrics.classification import Criterion, OperatingPoint
+from cxr.metrics.localization import Boxes
 from cxr.reporting import classification_pictures, thresholds
 from cxr.reporting.attention import heated
 from cxr.reporting.detection import PREDICTION, TRUTH, distribution_figure
@@ -33,15 +35,28 @@ FALSE_POSITIVES, FALSE_NEGATIVES = "false positives", "false negatives"
 
 
 def run_thresholds(run: Run) -> dict[str, float]:
-    """The thresholds by finding with which a run decided, as far as they are known: those of its file of thresholds,
-    else those of its checkpoint, if it can still be read."""
+    """The thresholds by finding with which a run decided, as far as they are known; see `thresholds_of`."""
     uri = checkpoint_uri(run)
-    known: dict[str, float] = {}
-    about = _about(storage.join(uri, "checkpoint.json")) if uri else {}
-    if about.get("sha256") == run.checkpoint_sha256:
-        chosen = about.get("learned", {}).get("thresholds", {})
-        known = dict(zip(chosen.get("findings", ()), chosen.get("values", ()), strict=False))
-    return known | dict(run.thresholds)
+    return thresholds_of(run, _about(storage.join(uri, "checkpoint.json")) if uri else {})
+
+
+@dataclass(frozen=True)
+class BoxLimits:
+    """The lowest scores of boxes that count as predicted: the run's thresholds, else the score of the options."""
+
+    scores: np.ndarray  # (F,)
+    text: str
+
+    @classmethod
+    def of(cls, run: Run, findings: Sequence[str], options: ReportOptions) -> BoxLimits:
+        own = run.box_thresholds
+        scores = np.array([own.get(finding, options.box_score) for finding in findings], np.float64)
+        of_run = any(finding in own for finding in findings)
+        return cls(scores, "of at least the finding's threshold" if of_run else f"of {options.box_score:g} or more")
+
+    def reached(self, boxes: Boxes) -> Boxes:
+        """The boxes that count as predicted."""
+        return boxes.at(boxes.score >= self.scores[boxes.finding])
 
 
 def _about(uri: str) -> dict[str, Any]:
@@ -199,9 +214,47 @@ def hardest_section(
         value: what a threshold is compared with, shown with so many `digits`.
         draw: what to draw over the pictures, such as boxes.
     """
-    cases, shown = wrong_decisions(joined), set[int]()
-    ids = images.ids(joined.rows)
-    rows = [
+    cases, ids = wrong_decisions(joined), images.ids(joined.rows)
+    if not any(cases.values()):
+        return Section("Hardest cases", ["There are no wrong decisions."])
+    result["hardest"] = storage.join(out, "hardest.csv")
+    storage.write_text(result["hardest"], csv_text(_listed(cases, joined, ids, value)))
+    shown = set[int]()
+    chosen = {kind: varied(some, shown) for kind, some in cases.items()}
+    pictures = images.pictures(sorted(int(joined.rows[image]) for image in shown))
+    visible = {
+        kind: [case for case in some if int(joined.rows[case.image]) in pictures] for kind, some in chosen.items()
+    }
+    maps = {}
+    if with_heat_maps:
+        sources = {ids[case.image]: images.source(int(joined.rows[case.image])) for case in chain(*visible.values())}
+        maps = heat_maps(run, {image_id: uri for image_id, uri in sources.items() if uri})
+    overlays: dict[str, list[Overlay]] = {}
+    for kind, some in visible.items():
+        actually = "absent" if kind == FALSE_POSITIVES else "present"
+        plain: list[Overlay] = []
+        heat: list[Overlay] = []
+        for case in some:
+            (picture, transform), image_id = pictures[int(joined.rows[case.image])], ids[case.image]
+            finding = joined.findings[case.finding]
+            said = f"{joined.probabilities[case.image, case.finding]:.{digits}f}"
+            pair = draw(case, picture, transform) if draw else None
+            plain.append(Overlay(image_id, f"{finding}, {value} {said}, actually {actually}", picture, pair))
+            if (heat_map := maps.get(image_id)) is not None and finding in heat_map.findings:
+                map_HW = heat_map.on_picture(finding, transform, len(picture))
+                warm = heated(picture, map_HW / max(1e-6, float(map_HW.max())))
+                heat.append(Overlay(image_id, f"heat map of {finding}", warm))
+        overlays |= {kind: plain, f"{kind} with heat maps": heat}
+    text = _hardest_text(cases, value, with_maps=bool(maps))
+    caption = "The most confident wrong decisions."
+    return Section("Hardest cases", [text, *save_overlays(overlays, folder, "hardest.png", caption)])
+
+
+def _listed(
+    cases: Mapping[str, Sequence[Case]], joined: LabeledScores, ids: Sequence[str], value: str
+) -> list[dict[str, Any]]:
+    """The rows of hardest.csv."""
+    return [
         {
             "kind": kind.removesuffix("s"),
             "image_id": ids[case.image],
@@ -211,40 +264,14 @@ def hardest_section(
         for kind, some in cases.items()
         for case in some[:LISTED]
     ]
-    counts = {kind: len(some) for kind, some in cases.items()}
-    if not rows:
-        return Section("Hardest cases", ["There are no wrong decisions."])
-    result["hardest"] = storage.join(out, "hardest.csv")
-    storage.write_text(result["hardest"], csv_text(rows))
-    chosen = {kind: varied(some, shown) for kind, some in cases.items()}
-    pictures = images.pictures(sorted(int(joined.rows[image]) for image in shown))
-    overlays: dict[str, list[Overlay]] = {}
-    maps = {}
-    if with_heat_maps:
-        wanted = [case for some in chosen.values() for case in some if int(joined.rows[case.image]) in pictures]
-        sources = {ids[case.image]: images.source(int(joined.rows[case.image])) for case in wanted}
-        maps = heat_maps(run, {image_id: uri for image_id, uri in sources.items() if uri})
-    for kind, some in chosen.items():
-        actually = "absent" if kind == FALSE_POSITIVES else "present"
-        plain, heat = [], []
-        for case in some:
-            if (pictured := pictures.get(int(joined.rows[case.image]))) is None:
-                continue
-            picture, transform = pictured
-            finding = joined.findings[case.finding]
-            said = f"{joined.probabilities[case.image, case.finding]:.{digits}f}"
-            note = f"{finding}, {value} {said}, actually {actually}"
-            pair = draw(case, picture, transform) if draw else None
-            plain.append(Overlay(ids[case.image], note, picture, pair))
-            if (heat_map := maps.get(ids[case.image])) is not None and finding in heat_map.findings:
-                map_HW = heat_map.on_picture(finding, transform, len(picture))
-                warm = heated(picture, map_HW / max(1e-6, float(map_HW.max())))
-                heat.append(Overlay(ids[case.image], f"heat map of {finding}", warm))
-        overlays |= {kind: plain, f"{kind} with heat maps": heat}
+
+
+def _hardest_text(cases: Mapping[str, Sequence[Case]], value: str, *, with_maps: bool) -> str:
     text = (
-        f"{counts[FALSE_POSITIVES]:,} false positives and {counts[FALSE_NEGATIVES]:,} false negatives. Shown are the "
-        f"most confident ones: false positives whose {value} few images exceed, and false negatives with the lowest. "
-        f"Labels can be wrong, too: look at these images first. `hardest.csv` lists up to {LISTED} of each."
-    ) + (" Each heat map is scaled to its own maximum: it shows where the evidence is, not how much." if maps else "")
-    caption = "The most confident wrong decisions."
-    return Section("Hardest cases", [text, *save_overlays(overlays, folder, "hardest.png", caption)])
+        f"{len(cases[FALSE_POSITIVES]):,} false positives and {len(cases[FALSE_NEGATIVES]):,} false negatives. Shown "
+        f"are the most confident ones: false positives whose {value} few images exceed, and false negatives with the "
+        f"lowest. Labels can be wrong, too: look at these images first. `hardest.csv` lists up to {LISTED} of each."
+    )
+    if with_maps:
+        text += " Each heat map is scaled to its own maximum: it shows where the evidence is, not how much."
+    return text

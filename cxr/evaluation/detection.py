@@ -16,10 +16,20 @@ from cxr.boxes import areas
 from cxr.errors import UserError
 from cxr.evaluation import decisions
 from cxr.evaluation.classification_data import LabeledScores
-from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth, scored_findings
+from cxr.evaluation.decisions import BoxLimits
+from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import box_shares, load_scores
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, comparison_section, coverage, read_other_run
+from cxr.evaluation.run import (
+    Content,
+    Measures,
+    ReportOptions,
+    Run,
+    comparison_section,
+    coverage,
+    findings_of,
+    read_other_run,
+)
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics import classification, detection
 from cxr.metrics.bootstrap import MeanInterval
@@ -43,29 +53,29 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     """Evaluate a run. Writes the pages, boxes.csv, findings.csv and pictures; returns the job's result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth = one_truth(known_boxes(archive, options), options.labeling.reader_boxes)
-    evaluation = evaluate(load_scores(run), scored_findings(run), truth)
+    evaluation = evaluate(load_scores(run), findings_of(run), truth)
     summary = _box_summary(evaluation, options)
-    least = Least.of(run, evaluation.findings, options)
-    images = WholeImages.of(evaluation, least.scores)
+    limits = BoxLimits.of(run, evaluation.findings, options)
+    images = WholeImages.of(evaluation, limits)
     labels = _image_summary(evaluation, images, options)
-    positive = evaluation.predicted.at(evaluation.predicted.score >= least.scores[evaluation.predicted.finding])
+    positive = limits.reached(evaluation.predicted)
     confusion = detection.confusion(positive, evaluation.true, len(evaluation.findings), iou=VOC_IOUS[0], score=0)
     lead = _coverage(evaluation)
     print(lead, flush=True)
-    box_pictures = _box_pictures(evaluation, images, summary, confusion, positive, truth, least, options, out)
+    box_pictures = _box_pictures(evaluation, images, summary, confusion, positive, truth, limits, options, out)
     label_pictures = _label_pictures(images, labels, storage.join(out, PICTURES))
     box_legend = tables.precision_legend(summary, options.resamples)
-    confusions = [tables.confusion_table(confusion, evaluation.findings), _confusion_legend(least)]
+    confusions = [tables.confusion_table(confusion, evaluation.findings), _confusion_legend(limits)]
     froc = save_picture(
         tables.froc_figure(summary), storage.join(out, PICTURES), "froc.png", "FROC, one curve for each finding."
     )
     result: dict[str, Any] = {"metrics": metrics(evaluation, summary, labels)}
     joined = images.joined(evaluation)
-    own = dict(zip(evaluation.findings, least.scores.tolist(), strict=True))
+    own = dict(zip(evaluation.findings, limits.scores.tolist(), strict=True))
     sections = [
         Section("Boxes", [tables.precision_table(summary), box_legend, *box_pictures]),
         Section("FROC", [tables.froc_table(summary), tables.froc_legend(), froc]),
-        Section("Whole images", [label_tables.summary_table(labels), _labels_legend(least), *label_pictures]),
+        Section("Whole images", [label_tables.summary_table(labels), _labels_legend(limits), *label_pictures]),
         decisions.operating_section(joined, own, options, out, result),
         Section("Confusion matrix", confusions),
         _hardest(evaluation, positive, truth, out, result),
@@ -89,20 +99,6 @@ def measure(evaluation: DetectionEvaluation, options: ReportOptions, places: np.
 
 
 @dataclass(frozen=True)
-class Least:
-    """The lowest scores of boxes that count as predicted: the run's thresholds, otherwise those of the options."""
-
-    scores: np.ndarray  # (F,)
-    text: str
-
-    @classmethod
-    def of(cls, run: Run, findings: Sequence[str], options: ReportOptions) -> Least:
-        scores = np.array([run.thresholds.get(finding, options.box_score) for finding in findings], np.float64)
-        of_run = any(finding in run.thresholds for finding in findings)
-        return cls(scores, "of at least the finding's threshold" if of_run else f"of {options.box_score:g} or more")
-
-
-@dataclass(frozen=True)
 class WholeImages:
     """Image-level scores, labels and decisions derived from boxes, (N, F + 1) each; the last column is no finding."""
 
@@ -111,11 +107,11 @@ class WholeImages:
     predicted_positive: np.ndarray  # bool: a finding if one of its boxes reaches the score, no finding if no box does
 
     @classmethod
-    def of(cls, evaluation: DetectionEvaluation, least_F: np.ndarray) -> WholeImages:
+    def of(cls, evaluation: DetectionEvaluation, limits: BoxLimits) -> WholeImages:
         probabilities = detection.image_probabilities(
             evaluation.predicted, len(evaluation.rows), len(evaluation.findings)
         )
-        predicted_positive = probabilities >= np.append(np.maximum(least_F, 1e-12), 0)  # not without a box
+        predicted_positive = probabilities >= np.append(np.maximum(limits.scores, 1e-12), 0)  # not without a box
         predicted_positive[:, -1] = ~predicted_positive[:, :-1].any(1)
         return cls(probabilities, detection.image_labels(evaluation.true, evaluation.known), predicted_positive)
 
@@ -206,18 +202,18 @@ def _coverage(evaluation: DetectionEvaluation) -> str:
     return text + note if unknown else text
 
 
-def _labels_legend(least: Least) -> str:
+def _labels_legend(limits: BoxLimits) -> str:
     return (
         f"An image's probability of a finding is the highest score of its boxes; that of {NO_FINDING!r} is one minus "
         f"the highest score of all boxes. AUROC ranks images by it. For accuracy, precision, recall and F1, a "
-        f"finding is predicted if a box has a score {least.text}. Brier score and ECE treat scores as "
+        f"finding is predicted if a box has a score {limits.text}. Brier score and ECE treat scores as "
         f"probabilities, although a detector's scores need not be calibrated."
     )
 
 
-def _confusion_legend(least: Least) -> str:
+def _confusion_legend(limits: BoxLimits) -> str:
     return (
-        f"Predicted boxes with a score {least.text}, matched one to one with true boxes of any finding at "
+        f"Predicted boxes with a score {limits.text}, matched one to one with true boxes of any finding at "
         f"IoU > {VOC_IOUS[0]:g}, the highest IoU first. The row {tables.BACKGROUND!r} counts true boxes that were "
         f"missed; the column counts predicted boxes that match no true box."
     )
@@ -230,7 +226,7 @@ def _box_pictures(
     confusion: np.ndarray,
     counted_boxes: Boxes,
     truth: BoxTruth,
-    least: Least,
+    limits: BoxLimits,
     options: ReportOptions,
     out: str,
 ) -> list[Picture | Gallery]:
@@ -257,12 +253,12 @@ def _box_pictures(
         ),
         "labels_predicted.png": (
             tables.distribution_figure(
-                shown_by, [*names, NO_FINDING], f"Images by finding, box scores {least.text}", "images"
+                shown_by, [*names, NO_FINDING], f"Images by finding, box scores {limits.text}", "images"
             ),
             "Number of images in which each finding is present, and in which it is predicted.",
         ),
         "boxes_predicted.png": (
-            tables.distribution_figure(boxes, names, f"Boxes by finding, scores {least.text}", "boxes"),
+            tables.distribution_figure(boxes, names, f"Boxes by finding, scores {limits.text}", "boxes"),
             "Number of true and predicted boxes of each finding.",
         ),
         "box_area.png": (
@@ -386,7 +382,7 @@ def compared(
         UserError: the other run has no image in common with this one.
     """
     other = read_other_run(options)
-    theirs = evaluate(load_scores(other), scored_findings(other), truth)
+    theirs = evaluate(load_scores(other), findings_of(other), truth)
     rows = np.intersect1d(evaluation.rows, theirs.rows)
     if not len(rows) or theirs.findings != evaluation.findings:
         raise UserError(

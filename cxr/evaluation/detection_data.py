@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth
 from cxr.evaluation.localization_data import BoxScores
-from cxr.evaluation.run import NoGroundTruthError, Run, read_scores
+from cxr.evaluation.run import NoGroundTruthError
 from cxr.metrics.localization import Boxes
 from cxr.sources import rater_agreement
 from cxr.wording import counted
@@ -49,13 +48,6 @@ def _of_images(boxes: Boxes, images: np.ndarray) -> Boxes:
     """The boxes of some images, given by ascending rows and renumbered."""
     some = boxes.at(np.isin(boxes.image, images))
     return replace(some, image=np.searchsorted(images, some.image))
-
-
-def scored_findings(run: Run) -> tuple[str, ...]:
-    """The findings of a run's checkpoint; none if its scores do not name them."""
-    parts = read_scores(run, [schema.IMAGE_ID])
-    named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY) for part in parts}
-    return tuple(json.loads(named.pop() or b"[]")) if len(named) == 1 else ()
 
 
 def one_truth(truth: BoxTruth, how: rater_agreement.ReaderBoxes) -> BoxTruth:

@@ -13,11 +13,12 @@ from cxr import schema
 from cxr.errors import ImageRejectedError, UserError
 from cxr.evaluation import detection_data, segmentation_data
 from cxr.evaluation.classification_data import LabeledScores, join, known_labels, load_scores
+from cxr.evaluation.decisions import BoxLimits
 from cxr.evaluation.ground_truth import read_truth
 from cxr.evaluation.ground_truth_boxes import known_boxes
 from cxr.evaluation.ground_truth_masks import known_masks
 from cxr.evaluation.localization_data import load_scores as load_boxes
-from cxr.evaluation.run import ReportOptions, Run
+from cxr.evaluation.run import ReportOptions, Run, findings_of
 from cxr.metrics import detection
 
 MASK_LABELS = {"lungs": schema.LUNGS, "pneumothorax": schema.PNEUMOTHORAX}
@@ -47,7 +48,7 @@ def labeled_scores(run: Run, archive: str, options: ReportOptions) -> LabeledSco
 
 def _of_boxes(run: Run, archive: str, options: ReportOptions) -> LabeledScores:
     truth = detection_data.one_truth(known_boxes(archive, options), options.labeling.reader_boxes)
-    evaluation = detection_data.evaluate(load_boxes(run), detection_data.scored_findings(run), truth)
+    evaluation = detection_data.evaluate(load_boxes(run), findings_of(run), truth)
     count = len(evaluation.findings)
     values = detection.image_probabilities(evaluation.predicted, len(evaluation.rows), count)[:, :count]
     return LabeledScores(
@@ -55,7 +56,7 @@ def _of_boxes(run: Run, archive: str, options: ReportOptions) -> LabeledScores:
         rows=evaluation.rows,
         patients=evaluation.patients,
         probabilities=values,
-        predicted_positive=values >= options.box_score,
+        predicted_positive=values >= np.maximum(BoxLimits.of(run, evaluation.findings, options).scores, 1e-12),
         labels=detection.image_labels(evaluation.true, evaluation.known)[:, :count],
         images_with_error=evaluation.images_with_error,
         images_without_score=evaluation.images_without_score,

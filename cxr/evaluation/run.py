@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class ReportOptions:
     and any columns, such as device or site."""
     box_score: float = 0.25
     """Minimum score of the boxes used for image-level decisions, the confusion matrix and pictures. Average
-    precision uses all boxes."""
+    precision uses all boxes. Findings for which a detector was scored with --thresholds have these instead."""
     crosswalk: str = ""
     """Crosswalk of a run with --pseudonymize: a folder or URI, as for cxr score. It is needed to compare the run with
     the ground truth and to show its images. The results contain only pseudonyms."""
@@ -98,6 +99,14 @@ class Run:
     """URI of the crosswalk with which `read_scores` restores the paths of a run with pseudonyms."""
     note: str = ""
     """What the user should know about scores that are not of all images; see `RunLedger.note`."""
+
+    @property
+    def box_thresholds(self) -> Mapping[str, float]:
+        """From which score on a box of a finding counts as predicted, where this is decided for each finding.
+
+        Only a detector's thresholds are scores of boxes; those of other families with boxes are probabilities.
+        """
+        return self.thresholds if self.family == "detect" else {}
 
     @property
     def archive(self) -> str:
@@ -260,10 +269,31 @@ class Content:
 
 def checkpoint_uri(run: Run) -> str:
     """Where the checkpoint of a run was when it scored; empty if the scores do not say."""
-    for part in scan_scores(run, [schema.IMAGE_ID]):
-        for record in json.loads((part.schema.metadata or {}).get(schema.MEMBERS_KEY, b"[]")):
-            return record["checkpoint"]
-    return ""
+    records = json.loads(_metadata(run).get(schema.MEMBERS_KEY, b"[]"))
+    return records[0]["checkpoint"] if records else ""
+
+
+def findings_of(run: Run) -> tuple[str, ...]:
+    """The findings of a run's checkpoint; none if the scores do not name them."""
+    return tuple(json.loads(_metadata(run).get(schema.FINDINGS_KEY, b"[]")))
+
+
+def thresholds_of(run: Run, about: Mapping[str, Any]) -> dict[str, float]:
+    """The decision thresholds of a run by finding, as far as they are known.
+
+    They are those that replaced the checkpoint's own, else the checkpoint's.
+
+    Args:
+        about: checkpoint.json; that of another checkpoint does not count, and it may be empty.
+    """
+    chosen = about.get("learned", {}).get("thresholds", {}) if about.get("sha256") == run.checkpoint_sha256 else {}
+    return dict(zip(chosen.get("findings", ()), chosen.get("values", ()), strict=True)) | {**run.thresholds}
+
+
+def _metadata(run: Run) -> Mapping[bytes, bytes]:
+    """The metadata of scores, which all parts of a run have in common, because one checkpoint made them."""
+    with closing(scan_scores(run, [schema.IMAGE_ID])) as parts:
+        return next(parts).schema.metadata or {}
 
 
 def coverage(images: int, patients_N: np.ndarray, content: str, left_out: Mapping[str, int]) -> str:
@@ -296,13 +326,15 @@ def read_scores(
     images = sum(part.num_rows for part in parts)
     if len({image_id for part in parts for image_id in part[schema.IMAGE_ID].to_pylist()}) < images:
         folder = storage.join(run.uri, SCORES)
-        raise UserError(f"{folder} contains images twice: score the archive again, into an empty --out")
+        raise UserError(
+            f"expected each image once in {folder}, got some twice: score the archive again, into an empty --out"
+        )
     return parts
 
 
 def scan_scores(
     run: Run, columns: Sequence[str], split: Split = "all", optional: Sequence[str] = ()
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table]:
     """These columns of each part of a run's scores, one part after another; parts keep the metadata of their schema.
 
     Each image of the archive has the row of the last committed increment that scored it; see `data.run_ledger`. For
@@ -330,7 +362,9 @@ def scan_scores(
         return part
 
     generation = read_ledger(run.uri).readable
-    crosswalk = read_crosswalk(run.crosswalk) if run.crosswalk and schema.SOURCE_URI in read else None
+    crosswalk = (
+        read_crosswalk(run.crosswalk, [schema.SOURCE_URI]) if run.crosswalk and schema.SOURCE_URI in read else None
+    )
     parts = found = 0
     by_split: Counter[str | None] = Counter()
     for part in current_rows(run.uri, generation, read_rows) if generation else ():

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.boxes import areas
 from cxr.data import shards
+from cxr.evaluation.decisions import BoxLimits
 from cxr.evaluation.ground_truth import patient_numbers
 from cxr.evaluation.images import read_pictures
 from cxr.evaluation.run import Content, Measures, ReportOptions, Run, read_scores
@@ -185,9 +186,9 @@ def _describe_probabilities(scored: Scored, out: str) -> Description:
 
 def _describe_boxes(scored: Scored, out: str) -> Description:
     """boxes.csv; distributions of scores, counts and areas, and example images."""
-    least, images = scored.options.box_score, scored.table.num_rows
+    limits, images = BoxLimits.of(scored.run, scored.findings, scored.options), scored.table.num_rows
     predicted = Boxes.of(scored.table[schema.PRED_BOXES], scored.findings)
-    positive = predicted.at(predicted.score >= least)
+    positive = limits.reached(predicted)
     rows = []
     for f, finding in enumerate(scored.findings):
         own = positive.at(positive.finding == f)
@@ -201,7 +202,7 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
     by_finding = {finding: predicted.score[predicted.finding == f] for f, finding in enumerate(names)}
     shares = areas(positive.xyxy) / scored.sizes_px.prod(1)[positive.image]
     counts = np.bincount(positive.finding, minlength=len(names))
-    title = f"Boxes with a score of {least:g} or more"
+    title = f"Boxes with a score {limits.text}"
     examples = save_overlays(
         _box_overlays(scored, positive),
         folder,
@@ -229,7 +230,7 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
             ),
         )
     ]
-    legend = f"An image is positive if it has a box with a score of {least:g} or more. Only such boxes are counted."
+    legend = f"An image is positive if it has a box with a score {limits.text}. Only such boxes are counted."
     with_box_NF = np.zeros((images, len(names)), bool)
     with_box_NF[positive.image, positive.finding] = True
     boxed = int(with_box_NF.any(1).sum())

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.export.dicom_run import part_uris
+from cxr.export.dicom_parts import part_uris, read_parts
 from cxr.export.dicom_write import WRITTEN, Row
 from cxr.runtime.progress import Progress
 from cxr.wording import counted
@@ -65,12 +65,13 @@ def check_service(url: str, credentials: str, environment: Mapping[str, str] = o
     address = urlsplit(url)
     if address.scheme not in ("https", "http") or not address.hostname:
         raise UserError(
-            "expected --push with the URL of a DICOMweb service, such as https://pacs.example.org/dicomweb"
+            "expected --push with the URL of a DICOMweb service, such as https://pacs.example.org/dicomweb, got no "
+            "such URL: correct it"
         )
     if address.username or address.password or address.query or address.fragment:
         raise UserError(
-            f"expected --push without credentials and parameters in the URL: give them in {USER} and {PASSWORD}, in "
-            f"{TOKEN}, or in the file of --credentials"
+            f"expected --push with an address alone, got a user, parameters or a fragment in it: give credentials in "
+            f"{USER} and {PASSWORD}, in {TOKEN}, or in the file of --credentials"
         )
     if address.scheme == "http" and not _is_loopback(address.hostname):
         raise UserError(
@@ -98,9 +99,9 @@ def _read_credentials(uri: str) -> dict[str, str]:
     try:
         values = json.loads(storage.read_text(storage.normalize(uri)))
     except ValueError:
-        raise UserError(f"{expected}, got something else: correct the file") from None
+        raise UserError(f"{expected}, got no JSON: correct the file") from None
     if not isinstance(values, dict) or not {*values} <= {"user", "password", "token"} or not values:
-        raise UserError(f"{expected}, got other contents: correct the file")
+        raise UserError(f"{expected}, got other keys or none: correct the file")
     return {name: str(value) for name, value in values.items()}
 
 
@@ -111,14 +112,12 @@ def push(out: str, service: Service) -> int:
         UserError: the service does not respond, rejects the credentials, or has not stored every object. What it has
             stored is recorded.
     """
-    missing = {uri: _missing(storage.read_json(uri), service) for uri in part_uris(out)}
-    total = sum(map(len, missing.values()))
+    uris = part_uris(out)
+    total = sum(len(_missing(rows, service)) for rows in read_parts(uris))
     progress, failures = Progress("sent", total, unit="objects"), Counter[str]()
     client = _client(service)
-    for uri, files in missing.items():
-        if not files:
-            continue
-        rows = storage.read_json(uri)
+    for uri, rows in zip(uris, read_parts(uris), strict=True):
+        files = _missing(rows, service)
         named = {row["file"]: row for row in rows if row["status"] == WRITTEN}
         for batch in _batches(out, files):
             reasons = _store(client, batch, service)

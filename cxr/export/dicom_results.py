@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +25,8 @@ class Algorithm:
         sha256: of its weights.
         thresholds: by finding; findings without a known threshold are missing.
         mask_label: what its masks show; "" for other families.
+        box_thresholds: from which score on a box of a finding is exported.
+        box_score: the same for other findings.
     """
 
     family: str
@@ -33,6 +35,12 @@ class Algorithm:
     findings: tuple[str, ...] = ()
     thresholds: Mapping[str, float] | None = None
     mask_label: str = ""
+    box_thresholds: Mapping[str, float] = field(default_factory=dict)
+    box_score: float = 0.25
+
+    def box_threshold(self, finding: str) -> float:
+        """From which score on a box of this finding is exported."""
+        return self.box_thresholds.get(finding, self.box_score)
 
     @property
     def name(self) -> str:
@@ -120,13 +128,8 @@ def score_columns(family_columns: Sequence[str]) -> list[str]:
     return [*identity, *sizes, *(name for name in read if name in family_columns)]
 
 
-def image_results(part: pa.Table, algorithm: Algorithm, box_score: float) -> Iterator[ImageResult]:
-    """The results of a part's images.
-
-    Args:
-        part: columns of `score_columns`.
-        box_score: boxes with a lower score are left out.
-    """
+def image_results(part: pa.Table, algorithm: Algorithm) -> Iterator[ImageResult]:
+    """The results of a part's images, from the columns of `score_columns`."""
     for row in part.to_pylist():
         good = row[schema.ERROR] is None
         yield ImageResult(
@@ -137,13 +140,13 @@ def image_results(part: pa.Table, algorithm: Algorithm, box_score: float) -> Ite
             sop_uid=as_uid(row[schema.IMAGE_ID]),
             height=row[schema.HEIGHT_PX] or 0,
             width=row[schema.WIDTH_PX] or 0,
-            findings=tuple(_findings(row, algorithm, box_score)) if good else (),
-            boxes=tuple(_boxes(row, box_score)) if good else (),
+            findings=tuple(_findings(row, algorithm)) if good else (),
+            boxes=tuple(_boxes(row, algorithm)) if good else (),
             mask=_mask(row, algorithm) if good else None,
         )
 
 
-def _findings(row: Mapping[str, Any], algorithm: Algorithm, box_score: float) -> Iterator[FindingScore]:
+def _findings(row: Mapping[str, Any], algorithm: Algorithm) -> Iterator[FindingScore]:
     """Of a classifier: each trained finding. Of other families: each finding by its best box or its mask."""
     thresholds = algorithm.thresholds or {}
     probabilities, decisions = row.get(schema.PROBABILITIES), row.get(schema.DECISIONS)
@@ -166,15 +169,17 @@ def _findings(row: Mapping[str, Any], algorithm: Algorithm, box_score: float) ->
         best[box[schema.LABEL]] = max(best.get(box[schema.LABEL], 0.0), box[schema.SCORE])
     for name in dict.fromkeys([*algorithm.findings, *best]):
         if name != schema.NO_FINDING:
-            yield FindingScore(name, best.get(name), box_score, best.get(name, 0.0) >= box_score)
+            threshold = algorithm.box_threshold(name)
+            yield FindingScore(name, best.get(name), threshold, best.get(name, -1.0) >= threshold)
 
 
-def _boxes(row: Mapping[str, Any], box_score: float) -> Iterator[BoxScore]:
+def _boxes(row: Mapping[str, Any], algorithm: Algorithm) -> Iterator[BoxScore]:
     boxes = row.get(schema.PRED_BOXES)
     for box in boxes if isinstance(boxes, list) else ():
-        if box[schema.SCORE] >= box_score and box[schema.LABEL] != schema.NO_FINDING:
+        label = box[schema.LABEL]
+        if label != schema.NO_FINDING and box[schema.SCORE] >= algorithm.box_threshold(label):
             corners = tuple(box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX))
-            yield BoxScore(box[schema.LABEL], box[schema.SCORE], corners)
+            yield BoxScore(label, box[schema.SCORE], corners)
 
 
 def _mask(row: Mapping[str, Any], algorithm: Algorithm) -> MaskScore | None:

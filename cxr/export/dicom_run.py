@@ -2,7 +2,7 @@
 
     OUT/export.csv               every image of the run: what was written for it, or why not
     OUT/STUDY/KIND-INSTANCE.dcm  the objects, named by UIDs alone
-    OUT/parts/part-NNNNNN.json   what is written for some images, from which an interrupted export continues
+    OUT/parts                    see `export.dicom_parts`
     OUT/export.json              the run and the model that OUT belongs to
 
 An object is written again only if the scores, the settings or the version of this package have changed. Objects that
@@ -12,21 +12,22 @@ are no longer part of the export are deleted.
 from __future__ import annotations
 
 import itertools
-import json
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cxr import schema, storage
 from cxr.data import shards
-from cxr.data.identity import read_crosswalk
+from cxr.data.identity import Crosswalk, read_crosswalk
 from cxr.errors import UserError
-from cxr.evaluation.run import Run, read_scores
+from cxr.evaluation.run import Run, checkpoint_uri, findings_of, scan_scores, thresholds_of
 from cxr.export.dicom_objects import KINDS, Kind
+from cxr.export.dicom_parts import EarlierObjects, object_files, part_uri, part_uris, read_parts, short_key
 from cxr.export.dicom_processes import Work, map_works
 from cxr.export.dicom_results import Algorithm, ImageResult, as_uid, image_results, score_columns
 from cxr.export.dicom_write import BELOW, COLUMNS, FAILED, NO_MASK, NOT_SCORED, WRITTEN, Export, Row
@@ -37,24 +38,22 @@ from cxr.runtime.progress import Progress
 from cxr.storage.files import atomic_writer
 from cxr.wording import counted
 
-CSV_FILE, PARTS, ABOUT_FILE = "export.csv", "parts", "export.json"
+CSV_FILE, ABOUT_FILE = "export.csv", "export.json"
 _PART_IMAGES = 64
 
 # ---- The model and the images
 
 
-def find_checkpoint(run: Run, parts: Sequence[pa.Table], checkpoint: str = "") -> tuple[str, dict[str, Any]] | None:
+def find_checkpoint(run: Run, checkpoint: str = "") -> tuple[str, dict[str, Any]] | None:
     """URI and checkpoint.json of a run's checkpoint; None if it is not where it was when the run was made.
 
     Args:
-        parts: the run's scores, with their metadata.
         checkpoint: where it is now; "" if it has not moved.
 
     Raises:
         UserError: there is another checkpoint at `checkpoint`, or none.
     """
-    named = json.loads(_metadata(parts).get(schema.MEMBERS_KEY, b"[]"))
-    uri = storage.normalize(checkpoint) if checkpoint else named[0]["checkpoint"] if named else ""
+    uri = storage.normalize(checkpoint) if checkpoint else checkpoint_uri(run)
     try:
         about = read_about(uri) if uri else {}
     except UserError:
@@ -65,24 +64,23 @@ def find_checkpoint(run: Run, parts: Sequence[pa.Table], checkpoint: str = "") -
         return uri, about
     if checkpoint:
         raise UserError(
-            f"{checkpoint} has other weights than the checkpoint that made {run.uri}: give that one, or omit "
-            f"--checkpoint"
+            f"expected the checkpoint that made {run.uri}, got {checkpoint}, which has other weights: give the right "
+            f"one, or omit --checkpoint"
         )
     return None
 
 
-def read_algorithm(run: Run, parts: Sequence[pa.Table], kinds: Sequence[Kind], about: Mapping[str, Any]) -> Algorithm:
+def read_algorithm(run: Run, kinds: Sequence[Kind], about: Mapping[str, Any], box_score: float) -> Algorithm:
     """The model of a run.
 
     Args:
-        parts: the run's scores, with their metadata.
         about: checkpoint.json; empty if it is not available. Then only thresholds that replaced its own are known.
+        box_score: minimum score of the boxes of findings without a threshold of their own.
 
     Raises:
         UserError: the family has nothing to export as `kinds`.
     """
-    recipe = recipe_type(run.family)
-    columns = score_columns(recipe.score_columns.names)
+    columns = columns_of(run)
     if not {*columns} - {*score_columns(())}:
         raise UserError(
             f"{run.uri} is a run of family {run.family}, which predicts neither findings nor boxes nor masks: give a "
@@ -94,20 +92,21 @@ def read_algorithm(run: Run, parts: Sequence[pa.Table], kinds: Sequence[Kind], a
             f"{run.uri} is a run of family {run.family}, which predicts no masks: give --kinds sr or sc, or a run of "
             f"family lungs or pneumothorax"
         )
-    findings = tuple(json.loads(_metadata(parts).get(schema.FINDINGS_KEY, b"[]")))
-    chosen = about.get("learned", {}).get("thresholds", {})
-    thresholds = dict(zip(chosen.get("findings", ()), chosen.get("values", ()), strict=True)) | {**run.thresholds}
-    mask_label = recipe.mask_label if has_masks else ""
-    return Algorithm(run.family, run.checkpoint_sha256, run.member, findings, thresholds, mask_label)
+    return Algorithm(
+        family=run.family,
+        sha256=run.checkpoint_sha256,
+        member=run.member,
+        findings=findings_of(run),
+        thresholds=thresholds_of(run, about),
+        mask_label=recipe_type(run.family).mask_label if has_masks else "",
+        box_thresholds=dict(run.box_thresholds),
+        box_score=box_score,
+    )
 
 
-def _metadata(parts: Sequence[pa.Table]) -> Mapping[bytes, bytes]:
-    return (parts[0].schema.metadata or {}) if parts else {}
-
-
-def read_parts(run: Run) -> list[pa.Table]:
-    """The scores from which objects are made."""
-    return read_scores(run, score_columns(recipe_type(run.family).score_columns.names))
+def columns_of(run: Run) -> list[str]:
+    """The columns of a run's scores from which objects are made."""
+    return score_columns(recipe_type(run.family).score_columns.names)
 
 
 @dataclass(frozen=True)
@@ -116,44 +115,48 @@ class Originals:
 
     Args:
         moved: (URI of the archive that was scored, URI where it is now), or None if it is there still.
-        crosswalk: ids and URIs of the archive's images by the run's pseudonymous ids; None if the run has the
-            archive's own ids.
+        crosswalk: with the ids of images, for a run with pseudonyms; None if the run has the archive's ids.
     """
 
     moved: tuple[str, str] | None = None
-    crosswalk: Mapping[str, tuple[str, str]] | None = None
+    crosswalk: Crosswalk | None = None
 
-    def find(self, result: ImageResult) -> ImageResult:
-        """The result with the URI of its file, and the UIDs that the file must have."""
-        if self.crosswalk is not None:
-            image_id, uri = self.crosswalk.get(result.image_id, ("", ""))
-            result = replace(result, source_uri=uri, study_uid=None, sop_uid=as_uid(image_id))
-        if self.moved and storage.is_inside(result.source_uri, self.moved[0]):
-            rest = result.source_uri.removeprefix(self.moved[0])
-            return replace(result, source_uri=storage.join(self.moved[1], rest))
-        return result
+    def find(self, results: Iterable[ImageResult]) -> list[ImageResult]:
+        """The results with the URIs of their files, and the UIDs that these must have."""
+        found = [replace(result, source_uri=self._place(result.source_uri)) for result in results]
+        if self.crosswalk is None:
+            return found
+        ids = self.crosswalk.originals(schema.IMAGE_ID, pa.array([result.image_id for result in found], pa.string()))
+        return [
+            replace(result, study_uid=None, sop_uid=as_uid(image_id))
+            for result, image_id in zip(found, ids.to_pylist(), strict=True)
+        ]
+
+    def _place(self, uri: str) -> str:
+        """Where a file is now."""
+        if self.moved and storage.is_inside(uri, self.moved[0]):
+            return storage.join(self.moved[1], uri.removeprefix(self.moved[0]))
+        return uri
 
 
-def originals(run: Run, archive: str = "", crosswalk: str = "") -> Originals:
+def originals(run: Run, archive: str = "") -> Originals:
     """Where the files of a run's images are.
 
     Args:
         archive: where the scored archive is now; "" if it has not moved.
-        crosswalk: URI of the folder that leads from pseudonyms back to images; required for a run with pseudonyms.
 
     Raises:
-        UserError: the run has pseudonyms, and there is no crosswalk.
+        UserError: the run has pseudonyms and no crosswalk, or the other way round.
     """
-    if not crosswalk:
-        if run.pseudonymized:
-            raise UserError(
-                f"{run.uri} contains pseudonyms, by which its images cannot be found: give the folder with which "
-                f"cxr score --pseudonymize links them to images with --crosswalk"
-            )
-        return Originals(_moved(run, archive))
-    names = (f"pseudonym_{schema.IMAGE_ID}", schema.IMAGE_ID, schema.SOURCE_URI)
-    pseudonyms, ids, uris = (read_crosswalk(crosswalk).table[name].to_pylist() for name in names)
-    return Originals(_moved(run, archive), dict(zip(pseudonyms, zip(ids, uris, strict=True), strict=True)))
+    if run.crosswalk and not run.pseudonymized:
+        raise UserError(f"{run.uri} has the archive's own ids, not pseudonyms: omit --crosswalk")
+    if run.pseudonymized and not run.crosswalk:
+        raise UserError(
+            f"{run.uri} has pseudonyms instead of the archive's ids: give its crosswalk, a folder that cxr score "
+            f"--pseudonymize wrote, with --crosswalk"
+        )
+    crosswalk = read_crosswalk(run.crosswalk, [schema.IMAGE_ID]) if run.crosswalk else None
+    return Originals(_moved(run, archive), crosswalk)
 
 
 def _moved(run: Run, archive: str) -> tuple[str, str] | None:
@@ -170,8 +173,8 @@ def _moved(run: Run, archive: str) -> tuple[str, str] | None:
     scored = [raw for one in run.archives for raw in shards.made_of(one)]
     if len(scored) != 1:
         raise UserError(
-            f"{run.uri} contains scores of {' and '.join(scored)}, so --archive cannot say where all of them are "
-            f"now: omit it, or score each archive separately"
+            f"{run.uri} contains scores of {' and '.join(scored)}, but --archive names only one: omit it, "
+            f"or score each archive into an --out of its own"
         )
     return storage.normalize(scored[0]), storage.normalize(archive)
 
@@ -179,8 +182,8 @@ def _moved(run: Run, archive: str) -> tuple[str, str] | None:
 # ---- All images
 
 
-def export_run(parts: Sequence[pa.Table], export: Export, originals: Originals, workers: int = 0) -> None:
-    """Write the objects of all images of `read_parts`, and OUT/parts.
+def export_run(run: Run, export: Export, originals: Originals, workers: int = 0) -> None:
+    """Write the objects of all images of a run, and OUT/parts.
 
     Args:
         workers: number of processes; 0: one per CPU.
@@ -190,53 +193,67 @@ def export_run(parts: Sequence[pa.Table], export: Export, originals: Originals, 
         StorageError: storage failed in a way that concerns more than one file.
     """
     _check_out(export)
-    files = {entry.path for entry in storage.list_files(export.out) if entry.path.endswith(".dcm")}
-    before = {key: row for key, row in _read_before(export.out).items() if row["file"] in files}
-    total = sum(part.num_rows for part in parts)
-    progress, unused = Progress("exported", total), set(files)
-    owners: dict[str, str] = {}
-    shared: set[str] = set()  # files of several images
-    for number, rows in enumerate(map_works(_works(parts, export, originals, before), workers, total)):
-        storage.write_json(storage.join(export.out, PARTS, f"part-{number:06d}.json"), rows)
-        for row in (row for row in rows if row["status"] == WRITTEN):
-            if owners.setdefault(row["file"], row["image_id"]) != row["image_id"]:
-                shared.add(row["file"])
-        unused -= {row["file"] for row in rows}
+    total = sum(part.num_rows for part in scan_scores(run, [schema.IMAGE_ID]))
+    progress, written = Progress("exported", total), array("Q")  # keys of the files of all objects
+    for number, rows in enumerate(map_works(_works(run, export, originals), workers, total)):
+        storage.write_json(part_uri(export.out, number), rows)
+        written.extend(short_key(row["file"]) for row in rows if row["status"] == WRITTEN)
         progress.add(len({row["image_id"] for row in rows}), sum(row["status"] == FAILED for row in rows))
     progress.show()
-    _reject_shared(export.out, shared)
-    for file in unused:
-        if file.rpartition("/")[2].startswith(tuple(f"{kind}-2.25." for kind in KINDS)):
-            storage.delete(storage.join(export.out, file))
     for uri in part_uris(export.out)[-(-total // _PART_IMAGES) :]:  # of an earlier, longer export
         storage.delete(uri)
+    files, counts = np.unique(written, return_counts=True)
+    _reject_shared(export.out, {*files[counts > 1].tolist()})
+    _delete_others(export.out, files[counts == 1])
 
 
-def _reject_shared(out: str, files: set[str]) -> None:
-    """Delete objects that several images would have in common, and record that none of these images has them.
+def _works(run: Run, export: Export, originals: Originals) -> Iterator[Work]:
+    parts = scan_scores(run, columns_of(run))
+    results = itertools.chain.from_iterable(image_results(p, export.algorithm) for p in parts)
+    earlier = EarlierObjects(export.out)
+    for number in itertools.count():
+        some = originals.find(itertools.islice(results, _PART_IMAGES))
+        if not some:
+            return
+        before = earlier.take(number, [result.image_id for result in some])
+        yield some, export, {key: row for key, row in before.items() if key[1] in export.kinds}
+
+
+def _reject_shared(out: str, files: set[int]) -> None:
+    """Record that no image has an object that several images would have in common.
 
     Such images have the same SOPInstanceUID but different contents, so nothing can refer to one of them.
+
+    Args:
+        files: the short keys of these objects' files.
     """
     if not files:
         return
     reason = "another image of the archive has the same SOPInstanceUID, so objects cannot refer to this one"
     for uri in part_uris(out):
         rows = storage.read_json(uri)
-        if any(row["file"] in files for row in rows):
-            for row in (row for row in rows if row["file"] in files):
-                row.update(status=FAILED, reason=reason, file=None, sop_uid=None)
+        shared = [row for row in rows if row["status"] == WRITTEN and short_key(row["file"]) in files]
+        for row in shared:
+            row.update(status=FAILED, reason=reason, file=None, sop_uid=None)
+        if shared:
             storage.write_json(uri, rows)
-    for file in files:
+
+
+def _delete_others(out: str, keys: np.ndarray) -> None:
+    """Delete the objects in OUT that are not, or no longer, part of the export.
+
+    Args:
+        keys: ascending short keys of the files of those that are.
+    """
+    others = []
+    for file in object_files(out):
+        is_ours = file.rpartition("/")[2].startswith(tuple(f"{kind}-2.25." for kind in KINDS))
+        key = np.uint64(short_key(file))
+        at = np.searchsorted(keys, key)
+        if is_ours and (at == len(keys) or keys[at] != key):
+            others.append(file)
+    for file in others:
         storage.delete(storage.join(out, file))
-
-
-def _works(
-    parts: Sequence[pa.Table], export: Export, originals: Originals, before: Mapping[tuple[str, str], Row]
-) -> Iterator[Work]:
-    results = itertools.chain.from_iterable(image_results(p, export.algorithm, export.box_score) for p in parts)
-    while some := [originals.find(result) for result in itertools.islice(results, _PART_IMAGES)]:
-        keys = [(result.image_id, kind) for result in some for kind in export.kinds]
-        yield some, export, {key: before[key] for key in keys if key in before}
 
 
 # ---- OUT
@@ -247,26 +264,10 @@ def _check_out(export: Export) -> None:
     uri = storage.join(export.out, ABOUT_FILE)
     if storage.exists(uri) and (earlier := storage.read_json(uri)) != about:
         raise UserError(
-            f"{export.out} contains an export of {earlier.get('model')}, but this is one of {about['model']}, with "
-            f"weights {export.algorithm.sha256[:16]}: choose another --out"
+            f"expected an export of {about['model']}, weights {about['weights_sha256'][:16]}, in {export.out}, got "
+            f"one of {earlier['model']}, weights {earlier['weights_sha256'][:16]}: choose another --out"
         )
     storage.write_json(uri, about)
-
-
-def part_uris(out: str) -> list[str]:
-    """The files of OUT/parts, in order."""
-    folder = storage.join(out, PARTS)
-    try:
-        return sorted(entry.uri for entry in storage.list_files(folder) if entry.path.endswith(".json"))
-    except storage.NotFoundError:
-        return []
-
-
-def _read_before(out: str) -> dict[tuple[str, str], Row]:
-    """The written objects of earlier exports, by image and kind."""
-    with ThreadPoolExecutor(8) as pool:
-        parts = list(pool.map(storage.read_json, part_uris(out)))
-    return {(row["image_id"], row["kind"]): row for rows in parts for row in rows if row["status"] == WRITTEN}
 
 
 def write_csv(out: str) -> tuple[dict[str, int], list[str]]:
@@ -274,8 +275,7 @@ def write_csv(out: str) -> tuple[dict[str, int], list[str]]:
     counts, reasons = Counter[str](), Counter[str]()
 
     def counted_rows() -> Iterator[Row]:
-        for uri in part_uris(out):
-            rows = storage.read_json(uri)
+        for rows in read_parts(part_uris(out)):
             counts["images"] += len({row["image_id"] for row in rows})
             counts.update(
                 row["kind"] if row["status"] == WRITTEN else row["status"].replace(" ", "_") for row in rows

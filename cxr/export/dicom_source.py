@@ -112,6 +112,8 @@ def read_source(uri: str) -> SourceImage:
         ImageRejectedError: the file is not DICOM, damaged, or lacks the UIDs by which objects refer to it.
         StorageError: storage failed in a way that concerns more than this file.
     """
+    if not uri:
+        raise ImageRejectedError("the scores, or the crosswalk, do not say where the file is")
     size, data, total, header = _FIRST_BYTES, b"", 0, None
     try:
         while header is None:

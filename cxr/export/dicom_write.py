@@ -33,7 +33,6 @@ class Export:
 
     Args:
         out: URI of the folder of the objects.
-        box_score: boxes with a lower score are left out.
         mask_probabilities: for segmentations of type FRACTIONAL; None: BINARY.
     """
 
@@ -41,13 +40,12 @@ class Export:
     algorithm: Algorithm
     kinds: tuple[Kind, ...] = KINDS
     all_images: bool = False
-    box_score: float = 0.25
     mask_probabilities: MaskProbabilities | None = None
 
     def digest(self, kind: str, result: ImageResult) -> str:
         """Changes whenever the object must be written again."""
         scores = asdict(replace(result, source_uri=""))  # an archive may move
-        made_from = [_VERSION, cxr.__version__, asdict(self.algorithm), self.box_score, scores]
+        made_from = [_VERSION, cxr.__version__, asdict(self.algorithm), scores]
         options = ["seg" in self.kinds] if kind == "sr" else [self.mask_probabilities is not None]
         return hashlib.sha256(json.dumps([made_from, options]).encode()).hexdigest()
 
@@ -118,7 +116,9 @@ def _check_same_image(source: SourceImage, result: ImageResult) -> None:
     )
     for name, scored, there in expected:
         if scored is not None and scored != there:
-            raise ImageRejectedError(f"the file has another {name} than when it was scored: score the archive again")
+            raise ImageRejectedError(
+                f"the {name} of the file has changed since it was scored: score the archive again"
+            )
     if (source.height, source.width) != (result.height, result.width):
         raise ImageRejectedError(
             f"expected the scored image of {result.width} x {result.height} pixels, got one of {source.width} x "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -51,7 +51,9 @@ def columns_to_read(score_columns: Sequence[str]) -> list[str]:
     return [*_IMAGE_COLUMNS, *(name for name in score_columns if name != schema.PRED_MASK_RLE)]
 
 
-def write_csv(parts: Iterable[pa.Table], uri: str, per: Per = "image") -> dict[str, int]:
+def write_csv(
+    parts: Iterable[pa.Table], uri: str, per: Per = "image", box_thresholds: Mapping[str, float] | None = None
+) -> dict[str, int]:
     """Write the scores of a run to `uri`; returns the number of `rows`, and of `images` and `errors` among them.
 
     A study or patient has the maximum of each score over its frontal images that have no error, and the id of that
@@ -60,6 +62,7 @@ def write_csv(parts: Iterable[pa.Table], uri: str, per: Per = "image") -> dict[s
 
     Args:
         parts: tables with the columns of `columns_to_read` and the findings in their metadata.
+        box_thresholds: by finding, the score from which on a detector's box decides that the image has the finding.
 
     Raises:
         UserError: `per` is "study" and no image has a study, or the family's scores cannot be combined.
@@ -70,7 +73,7 @@ def write_csv(parts: Iterable[pa.Table], uri: str, per: Per = "image") -> dict[s
         nonlocal images, errors
         for part in parts:
             images, errors = images + part.num_rows, errors + part.num_rows - part[schema.ERROR].null_count
-            yield _flat(part)
+            yield _flat(part, box_thresholds or {})
 
     tables = flat() if per == "image" else _combined(flat(), per)
     with atomic_writer(uri) as stream, ExitStack() as closing:
@@ -83,7 +86,7 @@ def write_csv(parts: Iterable[pa.Table], uri: str, per: Per = "image") -> dict[s
     return {"rows": rows, "images": images, "errors": errors}
 
 
-def _flat(part: pa.Table) -> pa.Table:
+def _flat(part: pa.Table, box_thresholds: Mapping[str, float]) -> pa.Table:
     """The identity of the images, and their scores as numbers: a column for each finding."""
     findings = json.loads((part.schema.metadata or {}).get(schema.FINDINGS_KEY, b"[]"))
     columns: dict[str, Any] = {name: part[name] for name in _IMAGE_COLUMNS}
@@ -97,7 +100,12 @@ def _flat(part: pa.Table) -> pa.Table:
             columns[DECISION + finding] = pc.if_else(pc.less(value, 0), None, value)
     if schema.PRED_BOXES in there:
         columns[BOX_COUNT] = pc.list_value_length(part[schema.PRED_BOXES])
-        columns |= _box_scores(part[schema.PRED_BOXES], findings)
+        scores = _box_scores(part[schema.PRED_BOXES], findings)
+        columns |= {BOX_SCORE + finding: scores[finding] for finding in findings}
+        for finding in (name for name in findings if name in box_thresholds):
+            reached = pc.greater_equal(scores[finding].cast(pa.float64()), box_thresholds[finding])
+            decided = pc.fill_null(reached, False).cast(pa.int8())
+            columns[DECISION + finding] = pc.if_else(pc.is_valid(columns[BOX_COUNT]), decided, None)
     for name in part.column_names:
         if name in _NUMBERS:
             value = part[name]
@@ -117,7 +125,7 @@ def _box_scores(boxes: pa.ChunkedArray, findings: Sequence[str]) -> dict[str, pa
     best = np.full((len(findings), len(boxes)), -np.inf, np.float32)
     scores = pc.struct_field(entries, schema.SCORE).to_numpy(zero_copy_only=False)
     np.maximum.at(best, (finding.fill_null(0).to_numpy()[known], image[known]), scores[known])
-    return {BOX_SCORE + name: pa.array(row, mask=np.isneginf(row)) for name, row in zip(findings, best, strict=True)}
+    return {name: pa.array(row, mask=np.isneginf(row)) for name, row in zip(findings, best, strict=True)}
 
 
 # ---- Studies and patients
@@ -216,9 +224,9 @@ def _groups(images: pa.Table, per: Per) -> pa.Table:
         if (kind := kind + slash) in _IMAGE_OF:
             rows = best(name)
             columns[name] = images[name].take(rows)
-            if kind == PROBABILITY:
-                columns[DECISION + of] = images[DECISION + of].take(rows)
             columns[_IMAGE_OF[kind] + of] = ids.take(rows)
+        elif kind == DECISION:
+            columns[name] = images[name].take(best(name))
         elif name == BOX_COUNT:
             columns[name] = sums(np.where(used, images[name].fill_null(0).to_numpy(), 0))
         elif name in _NUMBERS:

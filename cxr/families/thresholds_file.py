@@ -51,16 +51,20 @@ class ThresholdsFile:
         try:
             values = json.loads(storage.read_bytes(within if storage.exists(within) else uri))
         except ValueError as error:
-            raise UserError(f"{uri} is not JSON ({error}): give a file that cxr thresholds wrote") from error
+            raise UserError(
+                f"{uri}: expected a file that cxr thresholds wrote, got no JSON ({error}): correct it"
+            ) from error
         if not isinstance(values, dict) or _FORMAT not in values:
-            raise UserError(f"{uri} contains no thresholds: give a file that cxr thresholds wrote")
+            raise UserError(f"{uri}: expected a file that cxr thresholds wrote, got other JSON: correct it")
         if values[_FORMAT] != VERSION:
             raise UserError(
                 f"{uri}: expected thresholds of version {VERSION}, got {values[_FORMAT]}: use the version of cxr "
                 f"that wrote them"
             )
         if missing := {"family", "checkpoint_sha256", "criterion", "thresholds"} - set(values):
-            raise UserError(f"{uri} lacks {', '.join(sorted(missing))}: give a file that cxr thresholds wrote")
+            raise UserError(
+                f"{uri}: expected {', '.join(sorted(missing))}, got none: give a file that cxr thresholds wrote"
+            )
         thresholds = values["thresholds"]
         if not isinstance(thresholds, dict) or not all(map(_is_share, thresholds.values())):
             raise UserError(f"{uri}: expected a number from 0 to 1 for each finding in `thresholds`: correct it")
@@ -75,18 +79,25 @@ def _is_share(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(0 <= value < 1.1)
 
 
-def with_thresholds(models: Mapping[str, Checkpoint], uris: Sequence[str]) -> dict[str, Checkpoint]:
+def with_thresholds(
+    models: Mapping[str, Checkpoint], uris: Sequence[str], own: Mapping[str, str] | None = None
+) -> dict[str, Checkpoint]:
     """Checkpoints by name, each with the thresholds of the file that was made for it, if there is one.
+
+    Args:
+        uris: of files, each for all checkpoints with its SHA-256.
+        own: URIs of files by the name of the checkpoint that they are for.
 
     Raises:
         UserError: a file is for none of these checkpoints, two are for the same one, or one does not fit.
     """
-    files = {uri: ThresholdsFile.read(uri) for uri in uris}
+    files = [(uri, [*models]) for uri in uris] + [(uri, [name]) for name, uri in (own or {}).items()]
     changed = dict(models)
-    for uri, file in files.items():
-        named = [name for name, model in models.items() if model.about["sha256"] == file.checkpoint_sha256]
+    for uri, names in files:
+        file = ThresholdsFile.read(uri)
+        named = [name for name in names if models[name].about["sha256"] == file.checkpoint_sha256]
         if not named:
-            given = ", ".join(f"{model.uri} ({model.about['sha256'][:12]})" for model in models.values())
+            given = ", ".join(f"{models[name].uri} ({models[name].about['sha256'][:12]})" for name in names)
             raise UserError(
                 f"{uri}: expected thresholds of {given}, got those of another checkpoint, with SHA-256 "
                 f"{file.checkpoint_sha256[:12]}: give that checkpoint, or choose thresholds for this one with "
@@ -94,7 +105,9 @@ def with_thresholds(models: Mapping[str, Checkpoint], uris: Sequence[str]) -> di
             )
         for name in named:
             if changed[name].thresholds:
-                raise UserError(f"{uri} is the second file with thresholds of {models[name].uri}: give one")
+                raise UserError(
+                    f"expected one file of thresholds for {models[name].uri}, got another, {uri}: give one"
+                )
             changed[name] = _applied(models[name], file, uri)
     return changed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -37,9 +38,9 @@ class ScoreOptions:
     tta_flip: TtaFlip = "checkpoint"
     """Average predictions over each image and its mirror image, which takes twice as long: on, off, or as in the
     validation that chose the checkpoint's thresholds. For families classify, lungs and pneumothorax."""
-    thresholds: tuple[str, ...] = ()
-    """Files or URIs of decision thresholds that `cxr thresholds` wrote. Each replaces the thresholds of the
-    checkpoint that it was made for."""
+    thresholds: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """File or URI of decision thresholds that `cxr thresholds` wrote. They replace those of the checkpoint that they
+    were chosen for, and reports and exports of the run use them. Repeat the option for several checkpoints."""
     save_images: bool = False
     """Also write pictures of the predictions, for example OUT/aligned/a.png.png for the image a.png."""
     save_latents: bool = False
@@ -75,9 +76,12 @@ def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:
     """The archives' normalized URIs; raises UserError where several cannot be scored into one result."""
     archives = [storage.normalize(uri) for uri in uris]
     if len(set(archives)) < len(archives):
-        raise UserError(f"--archive {' --archive '.join(archives)}: the same archive twice; give each archive once")
+        (twice, _), *_ = Counter(archives).most_common()
+        raise UserError(f"expected a different archive for each --archive, got {twice} twice: give it once")
     if len(archives) > 1 and options.save_latents:
-        raise UserError("--save-latents takes one archive, got several: score each into its own --out")
+        raise UserError(
+            f"expected one --archive with --save-latents, got {len(archives)}: score each into an --out of its own"
+        )
     return archives
 
 

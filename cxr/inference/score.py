@@ -142,10 +142,8 @@ def _with_precision(panel: Panel, options: ScoreOptions, run: RunLedger) -> Pane
 def _loaded(panel: Panel, options: ScoreOptions) -> tuple[Panel, dict[str, Checkpoint]]:
     """The panel with the thresholds that its members use, and its checkpoints."""
     models = {m.name: with_tta_flip(checkpoint.load(m.checkpoint), options.tta_flip) for m in panel.members}
-    models = with_thresholds(models, options.thresholds)
-    for member in panel.members:
-        if member.thresholds_file:
-            models |= with_thresholds({member.name: models[member.name]}, [member.thresholds_file])
+    own = {member.name: member.thresholds_file for member in panel.members if member.thresholds_file}
+    models = with_thresholds(models, options.thresholds, own)
     _check_outputs(models, options)
     return Panel(tuple(replace(each, thresholds=models[each.name].thresholds) for each in panel.members)), models
 

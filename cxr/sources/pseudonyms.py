@@ -16,7 +16,7 @@ from cxr.errors import UserError
 KEY_VARIABLE = "CXR_ID_KEY"
 KEY_FILE = "id_key.txt"  # in the folder of headers
 _LEAST_BYTES = 16
-_ID_CHARS = 32  # hexadecimal digits of a pseudonym: 128 bits
+ID_CHARS = 32  # hexadecimal digits of a pseudonym: 128 bits
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Pseudonyms:
             return None
         if self.keep_ids:
             return value.decode("utf-8", "replace")
-        return hmac.digest(self.key, kind.encode() + b"\0" + value, "sha256").hex()[:_ID_CHARS]
+        return hmac.digest(self.key, kind.encode() + b"\0" + value, "sha256").hex()[:ID_CHARS]
 
     def describe(self) -> dict[str, str | bool]:
         """What stored ids depend on, without revealing the key."""

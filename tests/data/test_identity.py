@@ -78,6 +78,8 @@ def test_scores_get_their_paths_again_and_truth_gets_pseudonyms(tmp_path: Path) 
     with_paths = crosswalk.with_paths(scores)
     assert with_paths["source_uri"].to_pylist() == table["source_uri"].to_pylist()
     assert with_paths["image_id"] == scores["image_id"]
+    asked = pa.array([scores["image_id"][1].as_py(), None, "0" * 32, "ä"])
+    assert crosswalk.originals("image_id", asked).to_pylist() == ["1.2.3.2", None, None, None]
     truth = rows(image(2), image(3, patient_id="MRN-1"), image(4, patient_id="MRN-1"), image(5, patient_id=None))
     made = crosswalk.pseudonymized(truth).to_pylist()
     assert made[0]["image_id"] == scores["image_id"][1].as_py()
@@ -165,7 +167,7 @@ def test_key_and_crosswalk_lie_outside_of_the_results(tmp_path: Path) -> None:
     reading = made.private(ReadOptions())
     assert (reading.headers, reading.id_key) == (str(tmp_path / "secret" / "headers"), str(key))
     assert open_identity("", "", out, [ARCHIVE]) is None
-    with pytest.raises(UserError, match="takes effect only with --pseudonymize"):
+    with pytest.raises(UserError, match="expected --pseudonymize with --crosswalk"):
         open_identity("", str(tmp_path / "crosswalk"), out, [ARCHIVE])
     with pytest.raises(UserError, match=r"--crosswalk: expected a place outside of --out"):
         open_identity(str(key), f"{out}/crosswalk", out, [ARCHIVE])

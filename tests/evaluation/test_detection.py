@@ -18,6 +18,7 @@ from cxr.cli.commands import report as report_command
 from cxr.data.shards import ARCHIVE_FILE
 from cxr.errors import UserError
 from cxr.evaluation import reports
+from cxr.evaluation.labeled_scores import labeled_scores
 from cxr.evaluation.run import ReportOptions, read_run
 from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
@@ -297,6 +298,10 @@ def test_the_thresholds_of_a_run_decide_which_boxes_count(
     assert "hardest" not in before
     finding = next(box["label"] for boxes in truth.values() for box in boxes)
     set_settings(run, settings_of(run) | {"thresholds": {finding: 1.05}})
+    labeled = labeled_scores(read_run(run), archive, ALL)
+    decided = dict(zip(labeled.findings, labeled.predicted_positive.any(0).tolist(), strict=True))
+    assert decided.pop(finding) is False
+    assert any(decided.values())
     after = reports.report(run, ALL, str(tmp_path / "after"))
     assert after["metrics"]["map_40"] == before["metrics"]["map_40"] == 1  # of all scores
     assert after["metrics"]["mean_froc"] == 1

@@ -153,6 +153,19 @@ def test_boxes_below_the_limit_and_of_no_finding_are_left_out(tmp_path: Path) ->
     decisions = [group.get_qualitative_evaluations()[0].value for group in content.get_image_measurement_groups()]
     assert decisions == [dicom_codes.PRESENT, dicom_codes.ABSENT, dicom_codes.ABSENT]
 
+    set_settings(run, settings_of(run) | {"thresholds": {"Mass": 0.95, "ILD": 0.25}})
+    written = export(run, tmp_path / "out", box_score=0.5, kinds=("sr",))
+    content = sr.srread(tmp_path / "out" / written[images[0].SOPInstanceUID, "sr"]["file"]).content
+    (group,) = content.get_planar_roi_measurement_groups()
+    assert group.finding_type == dicom_codes.finding_code("ILD")
+    groups = content.get_image_measurement_groups()
+    decisions = [group.get_qualitative_evaluations()[0].value for group in groups]
+    assert decisions == [dicom_codes.ABSENT, dicom_codes.PRESENT, dicom_codes.ABSENT]
+    thresholds = [
+        measurement.value for group in groups for measurement in group.get_measurements(dicom_codes.THRESHOLD)
+    ]
+    assert thresholds == pytest.approx([95, 25, 50])
+
 
 @pytest.mark.parametrize("family", ["pneumothorax", "lungs"])
 def test_segmentation_has_the_mask_bit_for_bit_and_the_report_refers_to_it(family: str, tmp_path: Path) -> None:
@@ -411,7 +424,7 @@ def test_every_image_that_cannot_be_exported_has_a_row_with_the_reason(
     written = export(localizer_run(tmp_path, rows), tmp_path / "out")
     reasons = [written[ds.SOPInstanceUID, "sr"]["reason"] for ds in images]
     missing = ("StudyInstanceUID", "SeriesInstanceUID", "not a DICOM", "StudyInstanceUID", "NotFoundError")
-    for reason, expected in zip(reasons, [*missing, "has another", "DICOM", ""], strict=True):
+    for reason, expected in zip(reasons, [*missing, "has changed since it was scored", "DICOM", ""], strict=True):
         assert expected in reason
     assert [written[ds.SOPInstanceUID, "sr"]["status"] for ds in images] == ["failed"] * 7 + ["written"]
     assert written["broken", ""]["status"] == "not scored"
@@ -481,16 +494,22 @@ def test_pseudonyms_need_the_crosswalk(two: Any, tmp_path: Path) -> None:
     _, images = two
     archive = tmp_path / "archive"
     identity = Identity(Pseudonyms(b"a key of sixteen bytes"), str(tmp_path / "private"), (str(archive),))
-    rows = [scored(ds, archive / f"{number}.dcm", **positive()) for number, ds in enumerate(images[:1])]
+    rows = [scored(ds, archive / f"{number}.dcm", **positive()) for number, ds in enumerate(images)]
     run = Path(localizer_run(tmp_path / "hidden", rows, pseudonyms="a key"))
     scores = run / "scores/part-00000.parquet"
     table = pq.read_table(scores)
-    identity.record(table)
+    moved = pa.array([str(tmp_path / "earlier/0.dcm")])
+    place = table.column_names.index(schema.SOURCE_URI)
+    identity.record(table.slice(0, 1).set_column(place, schema.SOURCE_URI, moved))
+    identity.record(table.slice(0, 1))  # in its new place; the second image is missing
     pq.write_table(identity.applied(table), scores)
     with pytest.raises(UserError, match="--crosswalk"):
         export(str(run), tmp_path / "out")
     written = export(str(run), tmp_path / "out", crosswalk=str(tmp_path / "private"))
-    assert {row["status"] for row in written.values()} == {"written"}
+    assert sorted({(row["status"], row["reason"]) for row in written.values()}) == [
+        ("failed", "the scores, or the crosswalk, do not say where the file is"),
+        ("written", ""),
+    ]
     assert not {ds.SOPInstanceUID for ds in images} & {image_id for image_id, _ in written}
     (report,) = (tmp_path / "out").rglob("sr-*")
     assert {*_values(dcmread(report), "ReferencedSOPInstanceUID")} == {images[0].SOPInstanceUID}

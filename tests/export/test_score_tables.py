@@ -70,6 +70,21 @@ def test_boxes_are_counted_and_the_best_score_of_each_finding_is_named(tmp_path:
     assert {row["box_score/Mass"] for row in rows} == {""}
 
 
+def test_the_thresholds_of_a_detector_decide_by_its_best_box(tmp_path: Path) -> None:
+    first, second = {"study_id": "1"}, {"study_id": "2"}
+    rows = [
+        image("a", **first, pred_boxes=[box("Nodule", 0.5, 1, 2, 3, 4), box("Mass", 0.9, 1, 2, 3, 4)]),
+        image("b", **first, pred_boxes=[box("Nodule", 0.25, 1, 2, 3, 4)]),
+        image("c", **first, error="blank"),
+        image("d", **second, pred_boxes=[]),
+    ]
+    for per, expected in (("image", ["1", "0", "", "0"]), ("study", ["1", "0"])):
+        write_csv([part("detect", rows)], str(tmp_path / "table.csv"), per, {"Nodule": 0.5})  # pyright: ignore[reportArgumentType]
+        table = read(tmp_path / "table.csv")
+        assert [row["decision/Nodule"] for row in table] == expected
+        assert "decision/Mass" not in table[0]
+
+
 def test_masks_have_an_area_and_aligners_six_numbers(tmp_path: Path) -> None:
     mask = {"mask_rle": "5 4", "mask_area_px": 4, "mask_probability": math.nan}
     (row,) = exported(tmp_path, "lungs", image("a.png", **mask))

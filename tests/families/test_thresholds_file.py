@@ -83,10 +83,10 @@ def test_files_that_do_not_fit_are_explained(tmp_path: Path, file: ThresholdsFil
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "not JSON"),
-        (b"[]", "contains no thresholds"),
+        (b"{", "got no JSON"),
+        (b"[]", "got other JSON"),
         (json.dumps({"cxr_thresholds": 2}).encode(), "version 1, got 2"),
-        (json.dumps({"cxr_thresholds": 1, "family": "classify"}).encode(), "lacks checkpoint_sha256"),
+        (json.dumps({"cxr_thresholds": 1, "family": "classify"}).encode(), "expected checkpoint_sha256"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:

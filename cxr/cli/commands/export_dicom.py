@@ -7,7 +7,7 @@ cxr export dicom --run runs/scores --out runs/dicom --kinds sr seg --push https:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cxr import schema, storage
@@ -31,7 +31,8 @@ class Options:
     all_images: bool = False
     """Export all scored images, also those without a finding, box or mask."""
     box_score: float = 0.25
-    """Minimum score of the boxes that are exported."""
+    """Minimum score of the boxes that are exported. Findings for which a detector was scored with --thresholds have
+    these instead."""
     fractional: bool = False
     """Write segmentations with the probability of each pixel (FRACTIONAL) instead of masks (BINARY). The run contains
     only masks, so the exported images are segmented again, in this process, with the run's checkpoint."""
@@ -78,12 +79,12 @@ def main(options: Options) -> dict[str, Any]:
     from cxr.export import dicom_run  # torch takes seconds to import
     from cxr.export.dicom_write import Export
 
-    parts = dicom_run.read_parts(run)
-    originals = dicom_run.originals(run, options.archive, options.crosswalk)
+    run = replace(run, crosswalk=options.crosswalk)
+    originals = dicom_run.originals(run, options.archive)
     kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in options.kinds)
-    checkpoint = dicom_run.find_checkpoint(run, parts, options.checkpoint)
-    algorithm = dicom_run.read_algorithm(run, parts, kinds, checkpoint[1] if checkpoint else {})
-    if checkpoint is None and any(schema.PROBABILITIES in part.column_names for part in parts):
+    checkpoint = dicom_run.find_checkpoint(run, options.checkpoint)
+    algorithm = dicom_run.read_algorithm(run, kinds, checkpoint[1] if checkpoint else {}, options.box_score)
+    if checkpoint is None and schema.PROBABILITIES in dicom_run.columns_of(run):
         print(
             "note: the run's checkpoint is not where it was, so reports contain decisions without thresholds; give "
             "its place with --checkpoint",
@@ -93,7 +94,7 @@ def main(options: Options) -> dict[str, Any]:
     if options.fractional:
         if checkpoint is None:
             raise UserError(
-                "expected --checkpoint with --fractional, because the run's checkpoint has moved: give it"
+                "expected --checkpoint with --fractional, because the run's checkpoint is not where it was: give it"
             )
 
         from cxr.inference.pixel_probabilities import PixelProbabilities
@@ -105,14 +106,13 @@ def main(options: Options) -> dict[str, Any]:
         algorithm,
         kinds=kinds,
         all_images=options.all_images,
-        box_score=options.box_score,
         mask_probabilities=mask_probabilities,
     )
-    dicom_run.export_run(parts, export, originals, workers)
+    dicom_run.export_run(run, export, originals, workers)
     counts, lines = dicom_run.write_csv(out)
     if counts["failed"] and not any(counts[kind] for kind in KINDS):
-        reason = next(line for line in lines if line.startswith("not exported"))
-        raise UserError(f"nothing could be exported ({reason}): see {storage.join(out, dicom_run.CSV_FILE)}")
+        reasons = [line.partition(": ")[2] for line in lines if line.startswith("not exported")]
+        raise UserError(f"nothing could be exported ({reasons[0]}): see {storage.join(out, dicom_run.CSV_FILE)}")
     if service is not None:
         try:
             push(out, service)

@@ -1,4 +1,4 @@
-"""Choose decision thresholds on the labels of your own images, for `cxr score --thresholds`.
+"""Choose decision thresholds on the labels of your own images, for `cxr score --thresholds FILE`.
 
 cxr thresholds --run runs/scores --archive /data/labeled --criterion sensitivity:0.95 --out runs/thresholds
 cxr score --archive /data/new --checkpoint runs/classify/checkpoint --thresholds runs/thresholds/thresholds.json
