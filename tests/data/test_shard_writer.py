@@ -47,7 +47,8 @@ def test_rejects_leave_no_gaps_in_row_groups(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ingest, "_DECODED_BYTES", 4 * PIXELS.row_bytes)
     part = part_of(tmp_path, 22)
     book = ledger.open_ledger(str(tmp_path / "shards"), {}, [part])
-    assert PartWriter(book, PIXELS)(part) == {"images": 22, "rejects": 4}
+    summary = PartWriter(book, PIXELS)(part)
+    assert (summary["images"], len(summary["errors"])) == (22, 4)
     with pq.ParquetFile(book.file(part)) as file:
         assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [3] * 6
         stored = file.read()
@@ -62,7 +63,8 @@ def test_rejects_leave_no_gaps_in_row_groups(tmp_path: Path, monkeypatch: pytest
 def test_a_part_without_good_images_is_an_empty_file(tmp_path: Path) -> None:
     part = Part("train/part-00000", manifest([str(tmp_path / "none.png")]))
     book = ledger.open_ledger(str(tmp_path / "shards"), {}, [part])
-    assert PartWriter(book, PIXELS)(part) == {"images": 1, "rejects": 1}
+    summary = PartWriter(book, PIXELS)(part)
+    assert (summary["images"], len(summary["errors"])) == (1, 1)
     assert (ingest._contents(book, part).rows, ingest._contents(book, part).most_boxes) == (0, 0)
 
 
@@ -79,7 +81,7 @@ def test_parts_keep_workers_busy_and_files_few() -> None:
 def test_large_shard_files_are_scored_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = shards.read_info(write_shards(tmp_path, {"train": 50, "val": 7}))
     monkeypatch.setattr(plan, "PART_BYTES", 16 * info.pixels.row_bytes)
-    parts = plan._shard_parts(info)
+    parts = plan._shard_parts(info, "all")
     assert parts[PART_ROWS].to_pylist() == [16, 4, 16, 4, 10, 7]
     reader = PartReader((InputFormat(info.pixels),), "off")
     read = pa.concat_tables([reader.rows(parts.slice(number, 1)) for number in range(6)])
