@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Images of containers often set it; every process would then compile torch and Ray anew, which takes it seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo check lint test tests test-all coverage test-gpu sbom audit clean
+.PHONY: help install demo check lint test tests test-all faults coverage test-gpu sbom audit clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -36,7 +36,7 @@ lint: install
 	ruff format --check .
 	basedpyright
 
-check tests test-all coverage: export OMP_NUM_THREADS ?= 1
+check tests test-all faults coverage: export OMP_NUM_THREADS ?= 1
 
 check: lint  ## lint, types, the fast tests
 	$(PYTEST) -m "not ray and not slow and not gpu"
@@ -49,6 +49,10 @@ tests: install
 
 test-all: lint  ## the slow tests too
 	$(PYTEST) -m "not gpu"
+
+faults: install  ## the tests that disturb jobs, and docs/reference/faults.md from what they measured
+	pytest tests/ray/test_faults_*.py tests/ray/test_killed_search.py
+	python -m tests.ray.fault_table
 
 coverage: install  ## which lines of cxr the fast tests never run
 	$(PYTEST) -m "not ray and not slow and not gpu" --cov=cxr --cov-report=term-missing:skip-covered
