@@ -15,7 +15,7 @@ from cxr.evaluation.classification_data import LabelTruth, known_labels
 from cxr.evaluation.ground_truth import read_truth
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
-from cxr.evaluation.run import ReportOptions, Run, Split
+from cxr.evaluation.run import ReportOptions, Run, Split, findings_of
 from cxr.families.base import Recipe
 from cxr.metrics.bootstrap import RESAMPLES, Intervals, column_means, intervals, resampled_means
 from cxr.metrics.classification import auroc
@@ -157,7 +157,7 @@ def _measured(run: Run, images: HeldOut, resamples: int, seed: int) -> _Measured
         resampled = resampled_aurocs(known.probabilities, known.labels, known.patients, resamples, seed)
         return _Measured(auroc(known.probabilities, known.labels), resampled, known.patients)
     if isinstance(truth, BoxTruth):
-        scores, scored = localization_data.load_scores(run), detection_data.scored_findings(run)
+        scores, scored = localization_data.load_scores(run), findings_of(run)
         boxes = detection_data.evaluate(scores, scored, truth)
         columns, count = [boxes.findings.index(finding) for finding in images.findings], len(boxes.findings)
         value = average_precisions(boxes.predicted, boxes.true, count, IOU)

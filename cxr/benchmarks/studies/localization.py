@@ -10,10 +10,9 @@ import numpy as np
 
 from cxr.evaluation import classification_data, localization_data
 from cxr.evaluation.classification_data import LabeledScores, join
-from cxr.evaluation.detection_data import scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth
 from cxr.evaluation.localization_data import LocalizationEvaluation
-from cxr.evaluation.run import Run
+from cxr.evaluation.run import Run, findings_of
 from cxr.metrics.bootstrap import ENDS, RESAMPLES, column_means, resampled_means
 from cxr.metrics.classification.ranking import auroc
 from cxr.metrics.classification.resampled_auroc import resampled_aurocs
@@ -65,7 +64,7 @@ class Evaluated:
         Raises:
             UserError: its scores have no boxes or no probabilities, or no image has both scores and truth.
         """
-        boxes = localization_data.evaluate(localization_data.load_scores(run), scored_findings(run), truth)
+        boxes = localization_data.evaluate(localization_data.load_scores(run), findings_of(run), truth)
         return cls(boxes, join(classification_data.load_scores(run), truth.labels))
 
     def pairs(self) -> dict[str, int]:
