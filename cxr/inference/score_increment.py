@@ -149,7 +149,7 @@ def _score_parts(todo: Sequence[PlannedPart], job: Job, stored: StoredPlan, numb
     if not todo:
         return
     gpus = int(cluster.total("GPU"))
-    share = min(1.0, cluster.total("CPU") / 2)  # CPUs per task: reading and scoring must both fit into the cluster
+    share = min(1.0, cluster.smallest("CPU") / 2)  # CPUs per task: one machine has room for reading and scoring
     workers = job.options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
     cpu_threads = max(1, int(cluster.total("CPU")) // workers)
     plan = plan_inputs(stored.origin, job.models)

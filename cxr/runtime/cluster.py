@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -183,9 +184,18 @@ def data_machines() -> dict[str, str]:
 
 def has_machine_for(needed: Mapping[str, float]) -> bool:
     """Whether a machine of the cluster, or one that it may start, has these resources, busy or free."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    machines = [*alive, *ray_private.machine_types()]
-    return any(all(machine.get(name, 0.0) >= count for name, count in needed.items()) for machine in machines)
+    return any(all(machine.get(name, 0.0) >= count for name, count in needed.items()) for machine in _machines())
+
+
+def smallest(resource: str) -> float:
+    """The CPUs or GPUs (`resource`), busy or free, of the machine that has the fewest, of all that have any; infinite
+    while there is none."""
+    return min((machine[resource] for machine in _machines() if machine.get(resource)), default=math.inf)
+
+
+def _machines() -> list[dict[str, float]]:
+    """The resources of each machine of the cluster, and of each type of machine that it may start."""
+    return [*(node["Resources"] for node in ray.nodes() if node["Alive"]), *ray_private.machine_types()]
 
 
 def free() -> str:

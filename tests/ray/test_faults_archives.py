@@ -1,7 +1,8 @@
-"""Ingest on a cluster with a machine that is lost, frozen or slow: it ends as if undisturbed."""
+"""Ingest and scoring on a cluster with a machine that is lost, frozen or slow: they end as if undisturbed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,20 +10,26 @@ from pathlib import Path
 import pytest
 
 from cxr.phantom.archive import write_phantom
+from tests.aligners import saved_aligner
 from tests.ray.fault_jobs import Job, command, rows
 from tests.ray.fault_table import record
 from tests.ray.machines import Machines, machines
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-IMAGES = 300
-PARTS = "*/part-*.parquet"
+IMAGES, COPIES = 300, 20
+PARTS, UNFINISHED = "*/part-*.parquet", "unfinished/*.parquet"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive."""
+    """Two archives and a checkpoint."""
     folder = tmp_path_factory.mktemp("inputs")
     write_phantom(str(folder / "archive"), IMAGES, size=64)
+    pictures = sorted((folder / "archive").rglob("*.png"))
+    (folder / "pictures").mkdir()
+    for number, picture in enumerate(pictures * COPIES):
+        os.link(picture, folder / "pictures" / f"{number:05d}.png")
+    saved_aligner(folder / "checkpoint")
     return folder
 
 
@@ -32,9 +39,15 @@ def ingest(folder: Path, cluster: Machines, out: Path) -> Job:
     return Job(words, cluster.variables, out.with_suffix(".log"), lambda: len([*out.glob(PARTS)]))
 
 
+def score(folder: Path, cluster: Machines, out: Path) -> Job:
+    options = {"archive": folder / "pictures", "source": "folder", "checkpoint": folder / "checkpoint", "out": out}
+    words = command("score_archive", **options)
+    return Job(words, cluster.variables, out.with_suffix(".log"), lambda: len([*out.glob(UNFINISHED)]))
+
+
 Work = Callable[[Path, Machines, Path], Job]
-FILES: dict[Work, str] = {ingest: PARTS}
-PLANNED: dict[Work, int] = {ingest: 20}  # results
+FILES: dict[Work, str] = {ingest: PARTS, score: "scores/*.parquet"}
+PLANNED: dict[Work, int] = {ingest: 20, score: 24}  # results
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +85,7 @@ def slow_one_down(cluster: Machines, job: Job) -> float:
         (ingest, lose_one, "a machine is lost"),
         (ingest, freeze_one, "a machine freezes"),
         (ingest, slow_one_down, "a machine has a tenth of its speed"),
+        (score, slow_one_down, "a machine has a tenth of its speed"),
     ],
 )
 def test_work_on_an_archive_ends_with_the_same_rows(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from cxr.errors import UserError
@@ -30,6 +32,12 @@ def test_a_worker_must_fit_on_one_machine(machines: list[dict[str, float]], monk
     with pytest.raises(UserError, match="and a GPU"):
         room(wide, raw=False)
     assert room(RunOptions(cpus_per_worker=32, device="cpu"), raw=False) == 8
+
+
+def test_the_smallest_machine_is_one_that_has_the_resource(machines: list[dict[str, float]]) -> None:
+    assert (cluster.smallest("CPU"), cluster.smallest("TPU")) == (64, math.inf)
+    machines += [{"GPU": 1.0}, {"CPU": 2.0}]  # which the cluster may start
+    assert (cluster.smallest("CPU"), cluster.smallest("GPU")) == (2, 1)
 
 
 @pytest.mark.parametrize(
