@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from cxr import storage
 from cxr.data.ledger import Part
+from cxr.data.manifest_files import write_parts
 from cxr.data.ray_data import map_parts
 from cxr.runtime import cluster
 from cxr.runtime.progress import Progress
@@ -36,10 +37,12 @@ def read_large_archive(archive: str, reading: ReadOptions) -> None:
         for uri in (archive, scan.folder):
             cluster.check_shared(uri)
         progress = Progress("headers read", files, done=files - left, unit="files")
-        parts = [Part(part.name, part.files) for part in scan.parts]
+        listed = storage.join(scan.folder, f"files-{scan.parts[0].name}")
+        parts = write_parts(listed, (Part(part.name, part.files) for part in scan.parts))
         here = replace(scan, files=scan.files.slice(0, 0), parts=[])  # workers need neither
         for summary in map_parts(parts, HeaderReader, (here,)):
             progress.add(summary["files"])
+        storage.delete(listed)
         progress.show()
 
 

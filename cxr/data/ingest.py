@@ -1,6 +1,7 @@
 """Archive -> shards: every image decoded once, into Parquet files of fixed-size pixels that are only scanned.
 
 OUT/train/part-00000.parquet …    good rows (schema.row_schema); the part's rejects stand in its footer
+OUT/plan/                         the images that are decoded, part by part (`cxr.data.ingest_plan`)
 OUT/index.parquet                 where each image is, its patient and labels (`cxr.data.shard_index`)
 OUT/rejects.parquet               images that could not be used, and why (schema.REJECTS)
 OUT/archive.json                  contents of the shards; written last, so that shards without it are incomplete
@@ -11,9 +12,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,12 @@ from cxr import schema, storage
 from cxr.data import gate
 from cxr.data.decode import CropSettings, make_counted_rows
 from cxr.data.dicom_headers import read_large_archive
-from cxr.data.ledger import Ledger, Part, open_ledger, plan, rows_at
+from cxr.data.ingest_plan import IngestPlan, read_plan, write_plan
+from cxr.data.ledger import Ledger, Part, check_settings, open_ledger, plan, rows_at
+from cxr.data.manifest_files import StoredPart, read_piece
+from cxr.data.prefetch import read_ahead
 from cxr.data.ray_data import map_parts
-from cxr.data.shard_index import write_index
+from cxr.data.shard_index import IMAGE_COLUMNS, write_index
 from cxr.data.shard_writer import FILE_BYTES, FILE_ROWS, row_group_rows, shard_writer
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
 from cxr.errors import UserError
@@ -41,6 +45,8 @@ from cxr.sources.labeling import one_reader, readers_note
 from cxr.sources.manifest import Manifest
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, GateMode, Labeling, ReaderBoxes, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
+from cxr.storage.files import atomic_writer
+from cxr.wording import counted
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
 _BOXES, _MOST_BOXES = b"cxr.boxes", b"cxr.most_boxes"  # keys of how its boxes lie, and of an image's most boxes
@@ -48,6 +54,7 @@ _GATE = b"cxr.gate"  # key of the counts of images that are not upright frontal 
 _DECODED_BYTES = 64 << 20  # of pixels that a worker decodes before it writes them
 _SMALLEST_PART, _PARTS = 16, 256  # rows of a part, and number of parts at which they begin to grow
 _TOP_REASONS = 10
+_FINISHED_AHEAD = 16  # finished parts whose metadata are read at a time
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,8 @@ class IngestResult:
 class _Contents:
     """The metadata of a finished part."""
 
-    path: str
-    split: str
     rows: int
-    rejects: list[dict[str, Any]]
+    rejects: pa.Table  # schema.REJECTS
     boxes: BoxCounts
     most_boxes: int  # of an image
     not_frontal: dict[str, int]
@@ -108,39 +113,66 @@ def ingest(
     archive, out, pixels = storage.normalize(archive_uri), storage.normalize(out_uri), pixels or PixelFormat()
     for uri in (archive, out):
         cluster.check_shared(uri)
-    reading = reading.with_headers(out)
-    read_large_archive(archive, reading)
     source = find_source(archive, reading.source).name
-    manifest = open_manifest(archive, reading, labeling)
-    manifest.notes += readers_note(manifest, labeling.reader_boxes)
-    manifest.print_notes()
-    table = _thinned(manifest.table, limit)
-    parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
     origin |= {"lung_crop": crop.describe()} if crop else {}
     origin |= {"enhancement": enhance.describe()} if enhance else {}
     origin |= reading.describe() | labeling.describe()
+    settings = json.loads(json.dumps({"job": "ingest", **origin, "limit": limit}))
     with lease.held(out):
-        ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
+        check_settings(out, settings)
+        planned = _continued_plan(out, settings)
+        if planned is None:
+            planned = _new_plan(archive, out, settings, reading, labeling, pixels, limit)
+        ledger = open_ledger(out, settings, planned.fingerprint)
         how = (pixels, crop, enhance, reading.gate, labeling.reader_boxes)
-        progress = _write_parts(ledger, parts, how, on_start)
-        contents = _read_footers(ledger, parts)
-        boxes = sum((part.boxes for part in contents), BoxCounts())
-        boxes.check(whole=True)
-        for note in boxes.notes():
-            console.note(note)
-        manifest.notes += boxes.notes()
-        about = _describe(contents, manifest, origin)
-        _write_rejects(out, contents)
-        write_index(out, ((part.path, _good(part, of)) for part, of in zip(parts, contents, strict=True)))
+        progress = _write_parts(ledger, planned.parts, how, on_start)
+        about = _finish(ledger, planned, origin)
         storage.write_json(storage.join(out, ARCHIVE_FILE), about)
-    _check_rejects(about, table.num_rows, max_rejects, out)
+    _check_rejects(about, planned.images, max_rejects, out)
     return IngestResult(
         shards=out,
         **{name: about[name] for name in ("counts", "rejects", "reasons", "not_frontal", "notes")},
         seconds=round(progress.seconds, 1),
         images_per_second=round(progress.images_per_second, 1),
     )
+
+
+def _continued_plan(out: str, settings: Mapping[str, Any]) -> IngestPlan | None:
+    """The plan of an interrupted ingest, if it has these settings and the archive's lists have not changed."""
+    if storage.exists(storage.join(out, ARCHIVE_FILE)):  # the work of a finished ingest is compared with the archive
+        return None
+    planned = read_plan(out)
+    if planned is None or planned.settings != settings:
+        return None
+    if changed := planned.changed_files():
+        console.note(f"changed since the images were listed, so that they are listed again: {', '.join(changed)}")
+        return None
+    console.note(f"continuing with the {counted(planned.images, 'image')} that were listed when this ingest began")
+    for note in planned.notes:
+        console.note(note)
+    return planned
+
+
+def _new_plan(
+    archive: str,
+    out: str,
+    settings: Mapping[str, Any],
+    reading: ReadOptions,
+    labeling: Labeling,
+    pixels: PixelFormat,
+    limit: int | None,
+) -> IngestPlan:
+    reading = reading.with_headers(out)
+    read_large_archive(archive, reading)
+    with storage.recorded_reads() as files:
+        manifest = open_manifest(archive, reading, labeling)
+    notes = [*manifest.notes, *readers_note(manifest, labeling.reader_boxes)]
+    for note in notes:
+        console.note(note)
+    images = _thinned(manifest.table, limit)
+    parts = plan(images, rows_per_part(images.num_rows, pixels), by=schema.SPLIT)
+    return write_plan(out, settings, parts, manifest.findings, notes, files)
 
 
 def rows_per_part(images: int, pixels: PixelFormat) -> int:
@@ -158,18 +190,18 @@ def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
     if limit < 1:
         raise UserError(f"limit={limit}: expected 1 or more images")
     chosen = np.linspace(0, manifest.num_rows - 1, limit).astype(np.int64)
-    return rows_at(manifest, pc.sort_indices(manifest[schema.IMAGE_ID]).take(pa.array(chosen)))
+    return rows_at(manifest, pc.sort_indices(manifest[schema.IMAGE_ID]).to_numpy().astype(np.int64)[chosen])
 
 
 # ---- Parts
 
 
 def _write_parts(
-    ledger: Ledger, parts: Sequence[Part], how: tuple[Any, ...], on_start: Callable[[int], object]
+    ledger: Ledger, parts: Sequence[StoredPart], how: tuple[Any, ...], on_start: Callable[[int], object]
 ) -> Progress:
     """Write the missing parts; `how` contains the arguments of `PartWriter` apart from the ledger."""
     todo = ledger.todo(parts)
-    total, left = (sum(part.rows.num_rows for part in some) for some in (parts, todo))
+    total, left = (sum(part.group.rows for part in some) for some in (parts, todo))
     if todo:
         on_start(left)
     progress = Progress("ingest", total, done=total - left)
@@ -226,69 +258,92 @@ class PartWriter:
         return {"images": part.rows.num_rows, "errors": errors, "seconds": times.seconds}
 
 
-def _read_footers(ledger: Ledger, parts: Sequence[Part]) -> list[_Contents]:
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda part: _contents(ledger, part), parts))
-
-
-def _contents(ledger: Ledger, part: Part) -> _Contents:
+def _contents(ledger: Ledger, part: StoredPart) -> _Contents:
     try:
         footer = storage.read_parquet_footer(ledger.file(part))
         keys = (_REJECTS, _BOXES, _MOST_BOXES, _GATE)
         rejects, boxes, most, not_frontal = (json.loads((footer.metadata or {})[key]) for key in keys)
     except (pa.ArrowInvalid, KeyError) as error:
         raise _foreign(ledger, part) from error
-    if footer.num_rows + len(rejects) != part.rows.num_rows:
+    if footer.num_rows + len(rejects) != part.group.rows:
         raise _foreign(ledger, part)
-    split = part.rows[schema.SPLIT][0].as_py()
-    return _Contents(part.path, split, footer.num_rows, rejects, BoxCounts(**boxes), most, not_frontal)
+    rejected = pa.Table.from_pylist(rejects, schema=schema.REJECTS)
+    return _Contents(footer.num_rows, rejected, BoxCounts(**boxes), most, not_frontal)
 
 
-def _foreign(ledger: Ledger, part: Part) -> UserError:
+def _foreign(ledger: Ledger, part: StoredPart) -> UserError:
     return UserError(f"{ledger.file(part)} is not the part that this ingest wrote: delete it and run again")
 
 
 # ---- The whole
 
 
-def _describe(contents: Sequence[_Contents], manifest: Manifest, origin: dict[str, Any]) -> dict[str, Any]:
-    """What goes into archive.json."""
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for part in contents:
-        parts.setdefault(part.split, []).append({"path": part.path, "rows": part.rows})
-    reasons = Counter(_kind(reject[schema.ERROR]) for part in contents for reject in part.rejects)
+@dataclass
+class _Totals:
+    """The metadata of all parts together."""
+
+    parts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by split
+    reasons: Counter[str] = field(default_factory=Counter)
+    excluded: int = 0
+    boxes: BoxCounts = field(default_factory=BoxCounts)
+    most_boxes: int = 0
+    not_frontal: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: StoredPart, contents: _Contents) -> None:
+        split = part.name.partition("/")[0]
+        self.parts.setdefault(split, []).append({"path": part.path, "rows": contents.rows})
+        errors = contents.rejects[schema.ERROR].to_pylist()
+        self.reasons.update(map(_kind, errors))
+        self.excluded += sum(map(gate.is_excluded, errors))
+        self.boxes += contents.boxes
+        self.most_boxes = max(self.most_boxes, contents.most_boxes)
+        self.not_frontal.update(contents.not_frontal)
+
+
+def _finish(ledger: Ledger, planned: IngestPlan, origin: dict[str, Any]) -> dict[str, Any]:
+    """Write the index and the rejects; returns what goes into archive.json."""
+    totals, rejects_uri = _Totals(), storage.join(ledger.uri, REJECTS_FILE)
+    with atomic_writer(rejects_uri) as stream, pq.ParquetWriter(stream, schema.REJECTS) as rejects:
+
+        def good_rows() -> Iterator[tuple[str, pa.Table]]:
+            finished = read_ahead(partial(_read_back, ledger), planned.parts, _FINISHED_AHEAD)
+            for part, (contents, good) in zip(planned.parts, finished, strict=True):
+                totals.add(part, contents)
+                if contents.rejects.num_rows:
+                    rejects.write_table(contents.rejects)
+                yield part.path, good
+
+        write_index(ledger.uri, good_rows())
+    totals.boxes.check(whole=True)
+    for note in totals.boxes.notes():
+        console.note(note)
     return {
         "kind": KIND,
         **origin,
-        "findings": list(manifest.findings),
-        "most_boxes": max((part.most_boxes for part in contents), default=0),
+        "findings": list(planned.findings),
+        "most_boxes": totals.most_boxes,
         "row_group_rows": row_group_rows(PixelFormat(**origin["pixels"])),
-        "counts": {split: sum(part["rows"] for part in listed) for split, listed in parts.items()},
-        "rejects": reasons.total(),
-        "reasons": dict(reasons.most_common(_TOP_REASONS)),
-        "not_frontal": dict(sum((Counter(part.not_frontal) for part in contents), Counter()).most_common()),
-        "excluded": sum(gate.is_excluded(reject[schema.ERROR]) for part in contents for reject in part.rejects),
-        "notes": manifest.notes,
-        "parts": parts,
+        "counts": {split: sum(part["rows"] for part in listed) for split, listed in totals.parts.items()},
+        "rejects": totals.reasons.total(),
+        "reasons": dict(totals.reasons.most_common(_TOP_REASONS)),
+        "not_frontal": dict(totals.not_frontal.most_common()),
+        "excluded": totals.excluded,
+        "notes": [*planned.notes, *totals.boxes.notes()],
+        "parts": totals.parts,
     }
+
+
+def _read_back(ledger: Ledger, part: StoredPart) -> tuple[_Contents, pa.Table]:
+    """The metadata of a part, and the rows of its manifest that are in its file, which has them in the same order."""
+    contents = _contents(ledger, part)
+    rows = read_piece(part.group, IMAGE_COLUMNS)
+    rejected = pc.is_in(rows[schema.IMAGE_ID], value_set=contents.rejects[schema.IMAGE_ID].combine_chunks())
+    return contents, rows.filter(pc.invert(rejected))
 
 
 def _kind(reason: str) -> str:
     """A reason without its numbers, so that like ones are counted together."""
     return re.sub(r"\d+", "#", reason)
-
-
-def _write_rejects(out: str, contents: Sequence[_Contents]) -> None:
-    rejects = [reject for part in contents for reject in part.rejects]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rejects, schema=schema.REJECTS), sink)
-    storage.write_bytes(storage.join(out, REJECTS_FILE), sink.getvalue())
-
-
-def _good(part: Part, contents: _Contents) -> pa.Table:
-    """The rows of a part's manifest that are in its file, which has them in the same order."""
-    rejected = pa.array([reject[schema.IMAGE_ID] for reject in contents.rejects], pa.string())
-    return part.rows.filter(pc.invert(pc.is_in(part.rows[schema.IMAGE_ID], value_set=rejected)))
 
 
 def _check_rejects(about: dict[str, Any], images: int, max_rejects: float, out: str) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,18 @@ _HASH = "_sha256"  # suffix of settings that are hashes; the rest of the name sa
 _VALUE_CHARS = 120  # maximum length of a setting in a message
 SUFFIX = ".parquet"
 _CHUNK = 16_384
-_LONG = {pa.string(): pa.large_string()}
+
+
+class Named(Protocol):
+    """A part, or where its rows are."""
+
+    @property
+    def path(self) -> str:
+        """Path of the part's file, relative to the ledger's folder."""
+        ...
+
+
+N = TypeVar("N", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,6 @@ class Part:
 
     @property
     def path(self) -> str:
-        """Path of the part's file, relative to the ledger's folder."""
         return self.name + SUFFIX
 
 
@@ -47,18 +57,20 @@ class Ledger:
 
     uri: str
 
-    def file(self, part: Part) -> str:
+    def file(self, part: Named) -> str:
         """URI of the part's file; writing it with `storage.write_bytes` marks the part as done."""
         return storage.join(self.uri, part.path)
 
-    def todo(self, parts: Sequence[Part]) -> list[Part]:
+    def todo(self, parts: Sequence[N]) -> list[N]:
         """The parts without a file; lists the folder once."""
         done = {entry.path for entry in storage.list_files(self.uri)}
         return [part for part in parts if part.path not in done]
 
 
-def plan(manifest: pa.Table, rows_per_part: int, *, by: str | None = None, folder: str = "") -> list[Part]:
+def plan(manifest: pa.Table, rows_per_part: int, *, by: str | None = None, folder: str = "") -> Iterator[Part]:
     """Divide a manifest into parts of at most `rows_per_part` rows, sorted by `image_id`.
+
+    The rows of a few parts at a time are copied, while the parts are iterated over.
 
     Args:
         by: a column such as `split`; each of its values has its own parts, named "train/part-00000".
@@ -68,46 +80,68 @@ def plan(manifest: pa.Table, rows_per_part: int, *, by: str | None = None, folde
         UserError: an `image_id` occurs more than once in the manifest.
     """
     _check_unique(manifest[schema.IMAGE_ID])
-    ordered = rows_at(manifest, pc.sort_indices(manifest[schema.IMAGE_ID]))
-    groups = {"": ordered}
+    order = pc.sort_indices(manifest[schema.IMAGE_ID]).to_numpy().astype(np.int64)
+    groups = {"": order}
     if by:
-        values = sorted(ordered[by].unique().to_pylist())
-        groups = {value: ordered.filter(pc.field(by) == value) for value in values}
-    return [
-        Part("/".join(filter(None, [folder, value, f"part-{number:05d}"])), rows.slice(start, rows_per_part))
-        for value, rows in groups.items()
-        for number, start in enumerate(range(0, rows.num_rows, rows_per_part))
-    ]
+        values = sorted(manifest[by].unique().to_pylist())
+        value_N = pc.index_in(manifest[by], value_set=pa.array(values)).to_numpy()[order]
+        groups = {value: order[value_N == number] for number, value in enumerate(values)}
+    return (
+        Part("/".join(filter(None, [folder, value, f"part-{number:05d}"])), rows)
+        for value, of_value in groups.items()
+        for number, rows in enumerate(_pieces(manifest, of_value, rows_per_part))
+    )
 
 
-def rows_at(manifest: pa.Table, order: pa.Array) -> pa.Table:
-    """The rows at `order`, in chunks far below the 2 GiB limit of an Arrow string array."""
-    long = [field.with_type(_LONG.get(field.type, field.type)) for field in manifest.schema]
-    whole = manifest.cast(pa.schema(long, manifest.schema.metadata)).combine_chunks()
-    starts = range(0, max(1, len(order)), _CHUNK)
-    return pa.concat_tables(whole.take(order.slice(start, _CHUNK)).cast(manifest.schema) for start in starts)
+def _pieces(manifest: pa.Table, order: np.ndarray, size: int) -> Iterator[pa.Table]:
+    together = size * max(1, _CHUNK // size)
+    for start in range(0, len(order), together):
+        rows = rows_at(manifest, order[start : start + together])
+        yield from (rows.slice(first, size) for first in range(0, rows.num_rows, size))
+
+
+def rows_at(manifest: pa.Table, order: np.ndarray) -> pa.Table:
+    """The rows at `order`, in chunks far below the 2 GiB limit of an Arrow string array.
+
+    Rows are taken from one chunk of the manifest at a time: Arrow would first join all chunks of a column of texts.
+    """
+    batches = manifest.to_batches() or manifest.schema.empty_table().to_batches(1)
+    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+    starts_of_chunks = range(0, max(1, len(order)), _CHUNK)
+    return pa.concat_tables(_taken(batches, starts, order[start : start + _CHUNK]) for start in starts_of_chunks)
+
+
+def _taken(batches: Sequence[pa.RecordBatch], starts: np.ndarray, rows_N: np.ndarray) -> pa.Table:
+    batch_N = np.searchsorted(starts, rows_N, side="right") - 1
+    numbers = np.unique(batch_N).tolist()
+    taken = [batches[number].take(pa.array(rows_N[batch_N == number] - starts[number])) for number in numbers]
+    table = pa.Table.from_batches(taken, batches[0].schema).combine_chunks()
+    in_batches = np.argsort(batch_N, kind="stable")
+    return table if len(taken) < 2 else table.take(pa.array(np.argsort(in_batches)))
 
 
 def _check_unique(image_ids: pa.ChunkedArray) -> None:
+    if pc.count_distinct(image_ids).as_py() == len(image_ids):
+        return
     counts = image_ids.value_counts()
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
-        raise UserError(
-            f"expected unique image ids, got {counted(len(repeated), 'id')} more than once, for example "
-            f"{repeated[0].as_py()!r}: rename the images, or split the archive"
-        )
+    raise UserError(
+        f"expected unique image ids, got {counted(len(repeated), 'id')} more than once, for example "
+        f"{repeated[0].as_py()!r}: rename the images, or split the archive"
+    )
 
 
-def open_ledger(out_uri: str, settings: Mapping[str, Any], parts: Iterable[Part]) -> Ledger:
+def open_ledger(out_uri: str, settings: Mapping[str, Any], fingerprint: str) -> Ledger:
     """Start or resume the work under `out_uri`.
 
     Args:
         settings: everything that the contents of the parts depend on, serializable as JSON.
+        fingerprint: of the parts, see `Fingerprint`.
 
     Raises:
         UserError: `out_uri` contains results of other settings or other images.
     """
-    entry = {"settings": json.loads(json.dumps(settings)), "fingerprint": fingerprint(parts)}
+    entry = {"settings": json.loads(json.dumps(settings)), "fingerprint": fingerprint}
     ledger = Ledger(storage.normalize(out_uri))
     uri = storage.join(ledger.uri, LEDGER_FILE)
     if storage.exists(uri):
@@ -117,14 +151,28 @@ def open_ledger(out_uri: str, settings: Mapping[str, Any], parts: Iterable[Part]
     return ledger
 
 
-def fingerprint(parts: Iterable[Part]) -> str:
+def check_settings(out_uri: str, settings: Mapping[str, Any]) -> None:
+    """Raise UserError if `out_uri` contains results of other settings, whatever their images."""
+    uri = storage.join(out_uri, LEDGER_FILE)
+    if storage.exists(uri):
+        before = storage.read_json(uri)
+        now = {"settings": json.loads(json.dumps(settings)), "fingerprint": before["fingerprint"]}
+        check_same(storage.normalize(out_uri), before, now)
+
+
+class Fingerprint:
     """SHA-256 of the parts' names and all values of their rows, however Arrow stores them."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(json.dumps([part.name, part.rows.num_rows, part.rows.column_names]).encode())
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, part: Part) -> None:
+        self._digest.update(json.dumps([part.name, part.rows.num_rows, part.rows.column_names]).encode())
         for column in part.rows.columns:
-            _digest_values(column.combine_chunks(), digest)
-    return digest.hexdigest()
+            _digest_values(column.combine_chunks(), self._digest)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _digest_values(values: pa.Array, digest: hashlib._Hash) -> None:
@@ -140,9 +188,18 @@ def _digest_values(values: pa.Array, digest: hashlib._Hash) -> None:
         _digest_values(values.flatten(), digest)
     elif pa.types.is_string(values.type):
         digest.update(pc.binary_length(values).to_numpy().astype("<i4").tobytes())
-        digest.update("".join(values.to_pylist()).encode())
+        digest.update(_joined(values))
     else:
         digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+
+
+def _joined(texts: pa.StringArray) -> memoryview | bytes:
+    """The bytes of all texts, one after another."""
+    _, offsets, content = texts.buffers()
+    if not len(texts) or content is None:
+        return b""
+    ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(content)[ends[0] : ends[-1]]
 
 
 def check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -7,39 +7,73 @@ to hold the rows of all of them.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr import storage
+from cxr.data.ledger import SUFFIX, Part
+from cxr.data.prefetch import read_ahead
 from cxr.data.shards import RowGroup
 
 _PIECES_PER_FILE = 64  # a file's footer, which each reader of a piece reads first, describes so many
 _THREADS = 8
 
 
-def write_pieces(folder: str, pieces: Sequence[pa.Table]) -> list[RowGroup]:
-    """Store each piece as a row group of a file in `folder`; returns where they are, in the same order."""
+@dataclass(frozen=True)
+class StoredPart:
+    """The name of a part, and where its rows are stored."""
 
-    def write(start: int) -> list[RowGroup]:
-        uri, tables = (
-            storage.join(folder, f"{start // _PIECES_PER_FILE:05d}.parquet"),
-            pieces[start:][:_PIECES_PER_FILE],
-        )
-        sink = io.BytesIO()
-        with pq.ParquetWriter(sink, tables[0].schema, compression="zstd") as file:
+    name: str
+    group: RowGroup
+
+    @property
+    def path(self) -> str:
+        return self.name + SUFFIX
+
+    def read(self) -> Part:
+        return Part(self.name, read_piece(self.group))
+
+
+def write_parts(folder: str, parts: Iterable[Part]) -> list[StoredPart]:
+    """Store the rows of each part, as `write_pieces` does."""
+    names: list[str] = []
+
+    def rows() -> Iterator[pa.Table]:
+        for part in parts:
+            names.append(part.name)
+            yield part.rows
+
+    groups = write_pieces(folder, rows())
+    return [StoredPart(name, group) for name, group in zip(names, groups, strict=True)]
+
+
+def write_pieces(folder: str, pieces: Iterable[pa.Table]) -> list[RowGroup]:
+    """Store each piece as a row group of a file in `folder`; returns where they are, in the same order.
+
+    Some hundred pieces are in memory at a time.
+    """
+
+    def write(numbered: tuple[int, Sequence[pa.Table]]) -> list[RowGroup]:
+        number, tables = numbered
+        uri, sink = storage.join(folder, f"{number:05d}{SUFFIX}"), io.BytesIO()
+        # Dictionaries and statistics would be most of a small row group.
+        with pq.ParquetWriter(
+            sink, tables[0].schema, compression="zstd", use_dictionary=False, write_statistics=False
+        ) as file:
             for table in tables:
                 file.write_table(table, row_group_size=max(1, table.num_rows))
         storage.write_bytes(uri, sink.getvalue())
         return [RowGroup(uri, index, table.num_rows, ()) for index, table in enumerate(tables)]
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        written = pool.map(write, range(0, len(pieces), _PIECES_PER_FILE))
-        return [group for groups in written for group in groups]
+    remaining = iter(pieces)
+    files = enumerate(iter(lambda: list(islice(remaining, _PIECES_PER_FILE)), []))
+    return [group for groups in read_ahead(write, files, _THREADS) for group in groups]
 
 
-def read_piece(group: RowGroup) -> pa.Table:
-    """The rows of a piece, with the schema and metadata with which it was written."""
-    return storage.read_parquet(group.uri, row_groups=[group.index])
+def read_piece(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a piece, with the schema and metadata with which it was written; all columns, or some."""
+    return storage.read_parquet(group.uri, row_groups=[group.index], columns=columns)

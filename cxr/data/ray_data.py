@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import cv2
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -18,6 +17,8 @@ from ray.exceptions import RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from cxr.data.ledger import Part
+from cxr.data.manifest_files import StoredPart
+from cxr.data.shards import RowGroup
 from cxr.errors import ClusterError, UserError
 from cxr.runtime import cluster, ray_private
 from cxr.runtime.progress import with_stall_notes
@@ -58,7 +59,9 @@ def configured(rows: Dataset) -> Dataset:
     return rows
 
 
-def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+def map_parts(
+    parts: Sequence[StoredPart], make: Callable[..., Work], args: Sequence[Any] = ()
+) -> Iterator[dict[str, Any]]:
     """Call `make(*args)` in each worker of a pool, then its result with every part; yield the summaries.
 
     The pool has one worker per CPU, fewer while the cluster is busy, and more when it grows. Summaries are small
@@ -70,7 +73,7 @@ def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[A
     """
     if not parts:
         return
-    keys = [{"name": part.name, "rows": packed(part.rows)} for part in parts]
+    keys = [{"name": part.name, "uri": part.group.uri, "row_group": part.group.index} for part in parts]
     blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
     replies = map_blocks(blocks, _OnPart, pool=_pool(len(parts)), fn_constructor_args=(make, tuple(args)))
     for reply in finished(replies, [part.name for part in parts]):
@@ -122,25 +125,9 @@ class _OnPart:
         self._work = make(*args)
 
     def __call__(self, key: pa.Table) -> pa.Table:
-        name = key["name"][0].as_py()
-        summary = self._work(Part(name, unpacked(key["rows"][0])))
-        return pa.table([[name], [json.dumps(dict(summary))]], schema=_REPLY)
-
-
-def packed(rows: pa.Table) -> bytes:
-    """A whole table in one cell. As a block, Ray Data could split a table, or combine it with others.
-
-    Rows are taken rather than sliced: Arrow would write the whole of some buffers of a null column with each slice.
-    """
-    rows = rows.take(pa.array(np.arange(rows.num_rows)))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as stream:
-        stream.write_table(rows)
-    return sink.getvalue().to_pybytes()
-
-
-def unpacked(cell: pa.Scalar) -> pa.Table:
-    return pa.ipc.open_stream(cell.as_buffer()).read_all()
+        (each,) = key.to_pylist()
+        part = StoredPart(each["name"], RowGroup(each["uri"], each["row_group"], 0, ()))
+        return pa.table([[part.name], [json.dumps(dict(self._work(part.read())))]], schema=_REPLY)
 
 
 def _pool(parts: int) -> ActorPoolStrategy:

@@ -23,7 +23,7 @@ from cxr import schema, storage
 from cxr.data import ledger, shards
 from cxr.data.decode import CropSettings, make_counted_rows, make_rows
 from cxr.data.manifest_files import read_piece, write_pieces
-from cxr.data.ray_data import configured, map_blocks, packed
+from cxr.data.ray_data import configured, map_blocks
 from cxr.data.shards import RowGroup, ShardInfo
 from cxr.errors import UserError
 from cxr.imaging.enhance import Enhancement
@@ -149,7 +149,7 @@ def archive_streams(
     if columns is None or schema.BOXES in columns:
         _check_boxes(manifest.table)
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
-    train = ledger.rows_at(train, pa.array(np.random.default_rng(seed).permutation(train.num_rows)))
+    train = ledger.rows_at(train, np.random.default_rng(seed).permutation(train.num_rows))
     decoder = Decoder(
         pixels,
         tuple(columns or schema.row_schema(pixels).names),
@@ -206,7 +206,7 @@ def _check_boxes(manifest: pa.Table) -> None:
     chosen = np.linspace(0, rows.num_rows - 1, min(_LOOKED_AT, rows.num_rows)).astype(int)
     where = cluster.data_machines()
     task = ray.remote(max_retries=0, num_cpus=_DECODER_CPUS, label_selector=where)(_box_counts)
-    reply = task.remote(packed(ledger.rows_at(rows, pa.array(chosen))))
+    reply = task.remote(ledger.rows_at(rows, chosen))
     try:
         counts = ray.get(reply, timeout=_LOOK_S)
     except RayError:  # a file that crashes its decoder is reported by the stream itself
@@ -215,7 +215,6 @@ def _check_boxes(manifest: pa.Table) -> None:
     counts.check(PART_SHARE)
 
 
-def _box_counts(rows: bytes) -> BoxCounts:
+def _box_counts(manifest: pa.Table) -> BoxCounts:
     cv2.setNumThreads(0)  # every core has a task of its own
-    manifest = pa.ipc.open_stream(rows).read_all()
     return make_counted_rows(manifest, PixelFormat(16))[1]

@@ -65,7 +65,7 @@ def plan_scoring(archive: str, models: Mapping[str, Checkpoint], reading: ReadOp
     plan = plan_inputs(listing.origin, models)
     return replace(
         plan,
-        parts=ledger.plan(listing.rows, part_rows(plan, listing.rows), folder=SCORES),
+        parts=list(ledger.plan(listing.rows, part_rows(plan, listing.rows), folder=SCORES)),
         notes=listing.notes,
     )
 

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -94,12 +95,11 @@ class PlanStore:
         storage.delete(self._of(number))
         first = 0
         for index, (origin, rows, rows_per_part) in enumerate(plans):
-            parts = ledger.plan(rows, rows_per_part) if rows.num_rows else []
-            for file, start in enumerate(range(0, len(parts), _FILE_PARTS)):
-                tables = [part.rows for part in parts[start : start + _FILE_PARTS]]
+            parts = ledger.plan(rows, rows_per_part) if rows.num_rows else iter(())
+            for file, of_file in enumerate(iter(lambda parts=parts: list(islice(parts, _FILE_PARTS)), [])):
                 uri = storage.join(self._of(number), f"{_PLAN}{index:02d}-{file:05d}.parquet")
-                self._write(uri, tables, origin, first + start)
-            first += len(parts)
+                self._write(uri, [part.rows for part in of_file], origin, first)
+                first += len(of_file)
 
     def _write(self, uri: str, parts: Sequence[pa.Table], origin: Origin, first: int) -> None:
         listed = [[first + n, _images(rows)] for n, rows in enumerate(parts)]

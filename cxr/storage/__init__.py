@@ -35,6 +35,7 @@ from cxr.storage.filesystems import filesystem
 from cxr.storage.listing import list_files
 from cxr.storage.parquet import RowGroupReader, read_parquet, read_parquet_footer
 from cxr.storage.ray_filesystem import ray_storage
+from cxr.storage.recorded_reads import current_versions, recorded_reads
 from cxr.storage.uri import (
     ANONYMOUS,
     REQUESTER_PAYS,
@@ -65,6 +66,7 @@ __all__ = [
     "archive_root",
     "check_readable",
     "check_writable",
+    "current_versions",
     "delete",
     "download_folder",
     "exists",
@@ -83,6 +85,7 @@ __all__ = [
     "read_parquet_footer",
     "read_start",
     "read_text",
+    "recorded_reads",
     "replace_if",
     "resolve",
     "safe_path",

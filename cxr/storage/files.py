@@ -23,6 +23,7 @@ from cxr.storage.filesystems import file_info, filesystem
 from cxr.storage.inflate import gunzipped, is_gzipped_image
 from cxr.storage.listing import PARTIAL_SUFFIX, list_files
 from cxr.storage.ranges import open_local, read_up_to
+from cxr.storage.recorded_reads import record_read
 from cxr.storage.retries import retried
 from cxr.storage.s3_upload import uploaded
 from cxr.storage.uri import NotFoundError, StorageError, check_writable_uri, is_local, join, normalize, split_member
@@ -56,6 +57,7 @@ def read_bytes(uri: str, *, check: Callable[[bytes, int], None] | None = None) -
             check(head, size)
             return head + read_up_to(stream, max(0, size - len(head)))
 
+    record_read(uri)
     return retried(uri, read)
 
 
@@ -111,6 +113,7 @@ def write_json(uri: str, value: Any) -> None:
 
 def exists(uri: str) -> bool:
     """Whether the URI is a file or a folder. Empty folders exist only on local disks."""
+    record_read(uri)
     if split_member(normalize(uri)):
         return member_exists(uri)
     return retried(uri, lambda: file_info(uri)).type != fs.FileType.NotFound

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cxr.data import ingest
-from cxr.data.ledger import Part
+from cxr.data.manifest_files import StoredPart
 from cxr.runtime import cluster
 
 
@@ -16,9 +16,9 @@ from cxr.runtime import cluster
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ingest in this process."""
 
-    def serial(parts: Sequence[Part], make: Any, args: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    def serial(parts: Sequence[StoredPart], make: Any, args: Sequence[Any] = ()) -> list[dict[str, Any]]:
         work = make(*args)
-        return [work(part) for part in parts]
+        return [work(part.read()) for part in parts]
 
     monkeypatch.setattr(ingest, "map_parts", serial)
     monkeypatch.setattr(cluster, "check_shared", lambda uri: None)

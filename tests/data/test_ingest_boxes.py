@@ -14,6 +14,7 @@ import pytest
 from cxr import schema, storage
 from cxr.data import ingest, ledger, shards
 from cxr.data.ledger import Part
+from cxr.data.manifest_files import write_parts
 from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
 from cxr.schema import PixelFormat
@@ -42,9 +43,9 @@ def part_of(folder: Path, boxes: list[list[tuple[int, ...]]]) -> Part:
 
 
 def written(folder: Path, part: Part) -> ingest._Contents:
-    book = ledger.open_ledger(str(folder / "shards"), {}, [part])
+    book = ledger.open_ledger(str(folder / "shards"), {}, "")
     ingest.PartWriter(book, PIXELS)(part)
-    return ingest._contents(book, part)
+    return ingest._contents(book, *write_parts(str(folder / "plan"), [part]))
 
 
 def test_a_part_counts_boxes_inside_and_outside(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cxr import schema, storage
 from cxr.data import ledger
-from cxr.data.ledger import Part, open_ledger, plan, rows_at
+from cxr.data.ledger import Fingerprint, Part, check_settings, open_ledger, plan, rows_at
 from cxr.errors import UserError
 
 SETTINGS = {"job": "test", "size": 64}
@@ -23,12 +23,19 @@ def manifest(count: int = 25) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({"kept": "yes"})
 
 
+def fingerprint(manifest: pa.Table) -> str:
+    digest = Fingerprint()
+    for part in plan(manifest, 4):
+        digest.add(part)
+    return digest.hexdigest()
+
+
 def ids(parts: list[Part]) -> list[str]:
     return [image for part in parts for image in part.rows[schema.IMAGE_ID].to_pylist()]
 
 
 def test_parts_have_every_image_once_and_only_their_split() -> None:
-    parts = plan(manifest(), 4, by=schema.SPLIT)
+    parts = list(plan(manifest(), 4, by=schema.SPLIT))
     assert sorted(ids(parts)) == manifest()[schema.IMAGE_ID].to_pylist()
     assert [part.name for part in parts][:3] == ["test/part-00000", "test/part-00001", "train/part-00000"]
     for part in parts:
@@ -48,7 +55,7 @@ def test_rows_are_taken_in_chunks_that_arrow_can_hold(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ledger, "_CHUNK", 4)
     halves = pa.concat_tables([manifest(10), manifest(9)])
     order = np.random.default_rng(0).permutation(19)
-    taken = rows_at(halves, pa.array(order))
+    taken = rows_at(halves, order)
     assert taken.schema.equals(halves.schema, check_metadata=True)
     assert taken.equals(halves.take(order))
     assert max(len(chunk) for chunk in taken[schema.IMAGE_ID].chunks) == 4
@@ -67,26 +74,29 @@ def test_repeated_image_ids_are_rejected() -> None:
 
 
 def test_todo_lists_parts_without_a_file(tmp_path: Path) -> None:
-    parts = plan(manifest(), 4, by=schema.SPLIT)
-    begun = open_ledger(str(tmp_path), SETTINGS, parts)
+    parts = list(plan(manifest(), 4, by=schema.SPLIT))
+    begun = open_ledger(str(tmp_path), SETTINGS, "abc")
     assert begun.todo(parts) == parts
     storage.write_bytes(begun.file(parts[1]), b"done")
-    again = open_ledger(str(tmp_path), SETTINGS, plan(manifest(), 4, by=schema.SPLIT))
+    again = open_ledger(str(tmp_path), SETTINGS, "abc")
     assert again.todo(parts) == [parts[0], *parts[2:]]
 
 
 def test_other_settings_are_rejected_by_name(tmp_path: Path) -> None:
-    parts = plan(manifest(), 4)
-    open_ledger(str(tmp_path), SETTINGS, parts)
+    check_settings(str(tmp_path), SETTINGS)
+    open_ledger(str(tmp_path), SETTINGS, "abc")
+    check_settings(str(tmp_path), SETTINGS)
     with pytest.raises(UserError, match="size was 64, is now 128"):
-        open_ledger(str(tmp_path), SETTINGS | {"size": 128}, parts)
+        open_ledger(str(tmp_path), SETTINGS | {"size": 128}, "abc")
+    with pytest.raises(UserError, match="size was 64, is now 128"):
+        check_settings(str(tmp_path), SETTINGS | {"size": 128})
 
 
 def test_differing_settings_are_described_in_one_short_line(tmp_path: Path) -> None:
     """A changed checkpoint is described by its hash, without the settings of its recipe."""
-    parts, recipes = plan(manifest(), 4), [{f"setting-{n}": value for n in range(80)} for value in "ab"]
+    recipes = [{f"setting-{n}": value for n in range(80)} for value in "ab"]
     recipes[1]["setting-7"] = "a"
-    open_ledger(str(tmp_path), {"checkpoint_sha256": "0" * 64, "recipe": recipes[0]}, parts)
+    open_ledger(str(tmp_path), {"checkpoint_sha256": "0" * 64, "recipe": recipes[0]}, "abc")
     for other, told in (
         (
             {"checkpoint_sha256": "1" * 64, "recipe": recipes[1]},
@@ -100,13 +110,14 @@ def test_differing_settings_are_described_in_one_short_line(tmp_path: Path) -> N
         with pytest.raises(
             UserError, match=rf"contains results of other settings \({told}\): choose another --out"
         ) as caught:
-            open_ledger(str(tmp_path), other, parts)
+            open_ledger(str(tmp_path), other, "abc")
         assert len(str(caught.value)) < 400
 
 
 def test_changed_labels_are_rejected(tmp_path: Path) -> None:
-    open_ledger(str(tmp_path), SETTINGS, plan(manifest(), 4))
+    open_ledger(str(tmp_path), SETTINGS, fingerprint(manifest()))
+    open_ledger(str(tmp_path), SETTINGS, fingerprint(pa.concat_tables([manifest().slice(9), manifest().slice(0, 9)])))
     labels = pa.array([[1]] * 25)
     changed = manifest().set_column(2, schema.LABELS, labels)
     with pytest.raises(UserError, match="have changed"):
-        open_ledger(str(tmp_path), SETTINGS, plan(changed, 4))
+        open_ledger(str(tmp_path), SETTINGS, fingerprint(changed))

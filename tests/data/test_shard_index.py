@@ -16,6 +16,7 @@ from cxr import schema, storage
 from cxr.data import ingest, ledger, shard_index, shards
 from cxr.data.ingest import PartWriter
 from cxr.data.ledger import Part
+from cxr.data.manifest_files import write_parts
 from cxr.data.sampling import Fold, rows_of, showing
 from cxr.data.shard_index import find_rows, image_ids, read_index, read_labels, write_index
 from cxr.errors import UserError
@@ -100,12 +101,11 @@ def test_folds_and_sampling_read_only_the_index(made: shards.ShardInfo, monkeypa
 def test_ingest_indexes_the_good_images(tmp_path: Path) -> None:
     pixels, part = PixelFormat(32), part_of(tmp_path, 12)
     empty = Part("val/part-00000", part.rows.slice(4, 1))
-    book = ledger.open_ledger(str(tmp_path / "shards"), {}, [part, empty])
+    book = ledger.open_ledger(str(tmp_path / "shards"), {}, "")
     for each in (part, empty):
         PartWriter(book, pixels)(each)
-    contents = [ingest._contents(book, each) for each in (part, empty)]
-    good = ((each.path, ingest._good(each, of)) for each, of in zip((part, empty), contents, strict=True))
-    write_index(book.uri, good)
+    stored = write_parts(str(tmp_path / "plan"), [part, empty])
+    write_index(book.uri, ((each.path, ingest._read_back(book, each)[1]) for each in stored))
     index = storage.read_parquet(storage.join(book.uri, shards.INDEX_FILE))
     table = storage.read_parquet(book.file(part))
     for name in shard_index.IMAGE_COLUMNS:

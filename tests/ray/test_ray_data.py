@@ -18,6 +18,7 @@ from cxr.data import shards
 from cxr.data.decode import make_rows
 from cxr.data.ingest import ingest
 from cxr.data.ledger import Part, plan
+from cxr.data.manifest_files import StoredPart, write_parts
 from cxr.data.ray_data import map_parts
 from cxr.data.ray_input import archive_streams, shard_streams
 from cxr.errors import UserError
@@ -146,24 +147,28 @@ class Counter:
         return {"name": part.name, "rows": part.rows.num_rows, "worker": os.getpid()}
 
 
-def test_each_part_is_processed_once(archive: str, ray_cluster: None) -> None:
-    parts = plan(open_manifest(archive).table, 5)
+def stored_parts(archive: str, folder: Path, rows: int) -> list[StoredPart]:
+    return write_parts(str(folder / "plan"), plan(open_manifest(archive).table, rows))
+
+
+def test_each_part_is_processed_once(archive: str, ray_cluster: None, tmp_path: Path) -> None:
+    parts = stored_parts(archive, tmp_path, 5)
     summaries = list(map_parts(parts, Counter, ("",)))
-    assert sorted((s["name"], s["rows"]) for s in summaries) == [(p.name, p.rows.num_rows) for p in parts]
+    assert sorted((s["name"], s["rows"]) for s in summaries) == [(p.name, p.group.rows) for p in parts]
     assert os.getpid() not in {s["worker"] for s in summaries}
 
 
-def test_a_user_error_on_a_worker_is_raised_as_such(archive: str, ray_cluster: None) -> None:
-    parts = plan(open_manifest(archive).table, GOOD + BAD)
+def test_a_user_error_on_a_worker_is_raised_as_such(archive: str, ray_cluster: None, tmp_path: Path) -> None:
+    parts = stored_parts(archive, tmp_path, GOOD + BAD)
     with pytest.raises(UserError) as mistake:
         list(map_parts(parts, Counter, ("part-00000",)))
     assert str(mistake.value) == "the bucket is gone: make it again"
 
 
-def test_other_errors_on_a_worker_keep_their_type(archive: str, ray_cluster: None) -> None:
+def test_other_errors_on_a_worker_keep_their_type(archive: str, ray_cluster: None, tmp_path: Path) -> None:
     def work(part: Part) -> dict[str, object]:
         raise ZeroDivisionError("a bug")
 
-    parts = plan(open_manifest(archive).table, GOOD + BAD)
+    parts = stored_parts(archive, tmp_path, GOOD + BAD)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(map_parts(parts, lambda: work))
