@@ -1,8 +1,9 @@
 """Manifests of large synthetic lists, without images: CPU seconds and peak memory.
 
-    python -m tests.sources.large_lists SOURCE ROWS
+    python -m tests.sources.large_lists SOURCE ROWS [FOLDER]
 
-prints {"rows": …, "seconds": …, "peak_gib": …} for one of `MAKERS`; the listing of the files is simulated.
+prints {"rows": …, "seconds": …, "peak_gib": …} for one of `MAKERS`; the listing of the files is simulated. With a
+folder, the plan of an ingest is stored there, and `wall_s` and `plan_gib` are added.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cxr import schema, storage
 from cxr.sources import header_scan, open_manifest
 from cxr.sources.header_scan import HEADERS
 from cxr.sources.options import ReadOptions
@@ -129,8 +131,9 @@ def _write_headers(scan: header_scan.Scan) -> None:
         scan.write(part)
 
 
-def measure(source: str, rows: int) -> dict[str, float]:
+def measure(source: str, rows: int, plan_folder: str = "") -> dict[str, float]:
     """CPU seconds that `open_manifest` takes for a synthetic list, and this process's peak memory."""
+    planned: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         form = MAKERS[source](Path(folder), rows)
 
@@ -147,16 +150,30 @@ def measure(source: str, rows: int) -> dict[str, float]:
         ]
         for patch in patches:
             patch.start()
-        start = time.process_time()
-        table = open_manifest(f"{folder}/{_LISTS.get(source, '')}".rstrip("/"), reading).table
-        seconds = time.process_time() - start
+        start, began = time.process_time(), time.monotonic()
+        manifest = open_manifest(f"{folder}/{_LISTS.get(source, '')}".rstrip("/"), reading)
+        seconds, peak = time.process_time() - start, _peak_gib()
         for patch in patches:
             patch.stop()
-        assert table.num_rows == rows
+        assert manifest.table.num_rows == rows
+        if plan_folder:
+            from cxr.data import ledger
+            from cxr.data.ingest import rows_per_part  # imports Ray, which takes memory
+            from cxr.data.ingest_plan import write_plan
+            from cxr.schema import PixelFormat
+
+            parts = ledger.plan(manifest.table, rows_per_part(rows, PixelFormat()), by=schema.SPLIT)
+            write_plan(plan_folder, {}, parts, manifest.findings, manifest.notes, ())
+            stored = sum(entry.size for entry in storage.list_files(plan_folder)) / (1 << 30)
+            planned = {"wall_s": round(time.monotonic() - began, 1), "plan_gib": round(stored, 2)}
+            planned["peak_with_plan_gib"] = _peak_gib()
+    return {"rows": rows, "seconds": round(seconds, 1), "peak_gib": peak} | planned
+
+
+def _peak_gib() -> float:
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent before this program began
-    peak = int(status.partition("VmHWM:")[2].split()[0]) / (1 << 20)
-    return {"rows": rows, "seconds": round(seconds, 1), "peak_gib": round(peak, 2)}
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / (1 << 20), 2)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])))
