@@ -73,8 +73,7 @@ def map_parts(
     """
     if not parts:
         return
-    keys = [{"name": part.name, "uri": part.group.uri, "row_group": part.group.index} for part in parts]
-    blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
+    blocks = ray.data.from_items([_key(part) for part in parts], override_num_blocks=len(parts))
     replies = map_blocks(blocks, _OnPart, pool=_pool(len(parts)), fn_constructor_args=(make, tuple(args)))
     for reply in finished(replies, [part.name for part in parts]):
         yield json.loads(reply["summary"])
@@ -115,6 +114,11 @@ def _some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def _key(part: StoredPart) -> dict[str, Any]:
+    """What passes through Ray in place of a part's rows: where they are."""
+    return {"name": part.name, "uri": part.group.uri, "row_group": part.group.index}
 
 
 class _OnPart:

@@ -3,7 +3,7 @@
     python -m tests.sources.large_lists SOURCE ROWS [FOLDER]
 
 prints {"rows": …, "seconds": …, "peak_gib": …} for one of `MAKERS`; the listing of the files is simulated. With a
-folder, the plan of an ingest is stored there, and `wall_s` and `plan_gib` are added.
+folder, the plan of an ingest is stored there, and what that took is added.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def measure(source: str, rows: int, plan_folder: str = "") -> dict[str, float]:
             patch.start()
         start, began = time.process_time(), time.monotonic()
         manifest = open_manifest(f"{folder}/{_LISTS.get(source, '')}".rstrip("/"), reading)
-        seconds, peak = time.process_time() - start, _peak_gib()
+        seconds, peak = time.process_time() - start, _gib("VmHWM")
         for patch in patches:
             patch.stop()
         assert manifest.table.num_rows == rows
@@ -166,13 +166,17 @@ def measure(source: str, rows: int, plan_folder: str = "") -> dict[str, float]:
             write_plan(plan_folder, {}, parts, manifest.findings, manifest.notes, ())
             stored = sum(entry.size for entry in storage.list_files(plan_folder)) / (1 << 30)
             planned = {"wall_s": round(time.monotonic() - began, 1), "plan_gib": round(stored, 2)}
-            planned["peak_with_plan_gib"] = _peak_gib()
+            planned["peak_with_plan_gib"] = _gib("VmHWM")
+            del manifest, parts
+            pa.default_memory_pool().release_unused()
+            planned["gib_once_planned"] = _gib("VmRSS")
     return {"rows": rows, "seconds": round(seconds, 1), "peak_gib": peak} | planned
 
 
-def _peak_gib() -> float:
+def _gib(what: str) -> float:
+    """Memory of this process: VmHWM, the peak, or VmRSS, at the moment."""
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent before this program began
-    return round(int(status.partition("VmHWM:")[2].split()[0]) / (1 << 20), 2)
+    return round(int(status.partition(f"{what}:")[2].split()[0]) / (1 << 20), 2)
 
 
 if __name__ == "__main__":
