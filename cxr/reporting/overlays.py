@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from cxr.reporting.figures import DPI, cut_id, save_pixels
-from cxr.reporting.page import Gallery, Picture, save_picture
+from cxr.reporting.page import Gallery, Picture
 from cxr.reporting.palette import PREDICTION, TRUTH
 
 TILE_PX = 512  # width and height of each image in the figure; evaluation reads images of at least that size
@@ -189,10 +189,10 @@ def save_overlays(rows: Mapping[str, Sequence[Overlay]], folder: str, name: str,
     if not any(rows.values()):
         return []
     figure = overlay_figure(rows)
-    sheet = save_picture(figure, folder, name, caption)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    sheet = Picture(save_pixels(pixels, folder, name), caption)
     stem, axes, groups = name.removesuffix(".png"), iter(figure.axes), {}
     for group, shown in rows.items():
         groups[group] = []

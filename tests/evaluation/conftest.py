@@ -18,3 +18,4 @@ def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
     if not request.node.get_closest_marker("draws"):
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+        monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.draw", lambda self: self.get_renderer())

@@ -33,10 +33,9 @@ AECNN = SMALL["aecnn"].replace(
 PAIRS = [(start, stop) for number, start in enumerate(STAGES) for stop in STAGES[number:]]
 VARIANTS: dict[str, Recipe] = {name: recipe for name, recipe in SMALL.items() if name != "aecnn"}
 VARIANTS |= {f"aecnn {start} to {stop}": AECNN.replace(first_stage=start, last_stage=stop) for start, stop in PAIRS}
-VARIANTS |= {f"aecnn {codec}": AECNN.replace(compressor=codec) for codec in ("published", "resize", "none")}
-SLOW = {
-    f"aecnn {start} to {stop}" for start, stop in PAIRS if start != stop
-}  # each of their stages is trained alone, too
+CODECS = {f"aecnn {codec}": AECNN.replace(compressor=codec) for codec in ("published", "resize", "none")}
+VARIANTS |= CODECS
+SLOW = CODECS.keys() | {f"aecnn {start} to {stop}" for start, stop in PAIRS if start != stop}
 
 
 def batches() -> Iterator[Batch]:
