@@ -175,7 +175,7 @@ def test_masks_are_cropped_and_mapped_back(height: int, width: int, size: int, s
     assert (stored != (square.crop(blobs.astype(np.uint8) * 255, size) >= 128)).mean() < 0.001
     back = mask_to_original(stored, frame, height, width)
     inside = np.zeros_like(blobs)
-    inside[max(0, y) : y + side, max(0, x) : x + side] = True
+    inside[max(0, y) : max(0, y + side), max(0, x) : max(0, x + side)] = True
     assert not back[~inside].any()
     near = 2 * int(np.ceil(frame.x_scale)) + 1
     framed = cv2.copyMakeBorder((blobs & inside).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
