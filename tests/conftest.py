@@ -21,23 +21,24 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests that need Ray come first: they take longest."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    """The tests that need Ray come first: they take longest. Those of training are next."""
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, "tests/training/" not in item.nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Processes that share the tests (`pytest -n 2`) take whole files, and one of them takes all files in
-    `tests/ray`.
+    """Processes that share the tests (`pytest -n 2`) take whole files, or a folder: `tests/ray` or `tests/training`.
 
-    Only one Ray cluster is started then. (The groups of pytest-xdist 3.8 have no effect with pytest 9.)
+    Only one Ray cluster and one pair of workers is started then. (The groups of pytest-xdist 3.8 have no effect with
+    pytest 9.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "ray" if file.startswith("tests/ray/") else file
+            folder = file.rpartition("/")[0]
+            return folder if folder in ("tests/ray", "tests/training") else file
 
     return ByFile(config, log)
 

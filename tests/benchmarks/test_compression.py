@@ -66,6 +66,7 @@ def rows(originals: XRays, compressor: Checkpoint, evaluator: Evaluator) -> list
     return [*compression.compare(originals, compressor, evaluator)]
 
 
+@pytest.mark.slow
 def test_every_way_is_compared_at_both_sizes(
     rows: list[StorageResult], originals: XRays, compressor: Checkpoint
 ) -> None:

@@ -15,6 +15,7 @@ from tests.conftest import REPOSITORY
 BUSY = "import time\nwhile time.process_time() < 3: pass"
 
 
+@pytest.mark.slow
 def test_processor_time_of_children_counts_also_after_their_end() -> None:
     with ProcessorTime() as time:
         subprocess.run([sys.executable, "-c", BUSY], check=True)

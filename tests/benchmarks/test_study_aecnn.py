@@ -35,6 +35,7 @@ def results() -> list[aecnn.ClassificationResult]:
     return aecnn.variants({name: [network(kind, seed) for seed in (0, 1)] for name, kind in named.items()}, test)
 
 
+@pytest.mark.slow
 def test_results_are_means_over_seeds_with_intervals_by_patient(results: list[aecnn.ClassificationResult]) -> None:
     first, second = results
     assert (first.values, second.values) == (16 * 16, 64 * 64)

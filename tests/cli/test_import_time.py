@@ -55,7 +55,7 @@ def test_processes_that_read_for_scoring_import_no_torch() -> None:
     ("names", "heavy"),
     [
         (LIGHT, "torch,ray,matplotlib,optuna,pydicom,ultralytics,torchvision"),
-        (WITH_TORCH, "ray,matplotlib,pydicom,ultralytics,torchvision"),
+        pytest.param(WITH_TORCH, "ray,matplotlib,pydicom,ultralytics,torchvision", marks=pytest.mark.slow),
     ],
     ids=["without a recipe", "with a recipe"],
 )

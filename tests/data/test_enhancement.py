@@ -75,6 +75,7 @@ def test_enhancement_is_applied_after_the_crop_is_computed(archive: str) -> None
     assert make_rows(table, PIXELS, enhance=Enhancement()).equals(make_rows(table, PIXELS))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_ray")
 def test_training_shards_equal_the_pixels_of_scoring(archive: str, tmp_path: Path) -> None:
     options = ArchiveOptions(archive=(archive,), stored_size=32)

@@ -58,6 +58,7 @@ def test_numpy_applies_the_network_that_was_trained(tmp_path: Path) -> None:
     np.testing.assert_allclose(gate.verdicts(images, tmp_path / "weights.safetensors")[1], scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_and_writes_weights(tmp_path: Path) -> None:
     network = train(Training(phantoms=24, steps=40), [])
     save_weights(network, Training(phantoms=24, steps=40), {}, str(tmp_path / "gate.safetensors"))

@@ -141,6 +141,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[checkpoint.Check
     return model, export_onnx.export(model, LARGER)
 
 
+@pytest.mark.slow
 def test_a_file_describes_itself(exported: tuple[checkpoint.Checkpoint, bytes]) -> None:
     model, data = exported
     facts = export_onnx.session(data).get_modelmeta().custom_metadata_map

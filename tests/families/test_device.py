@@ -152,7 +152,8 @@ with FakeCuda():
 """
 
 
-@pytest.mark.parametrize("code", [SKIPPED, pytest.param(RUN, marks=pytest.mark.slow)], ids=["collected", "run"])
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [SKIPPED, RUN], ids=["collected", "run"])
 def test_gpu_tests_import_neither_ray_nor_packages_of_reports(code: str, tmp_path: Path) -> None:
     """Where these packages are not installed, they are collected, and skipped for want of a GPU; their calls run."""
     done = subprocess.run(

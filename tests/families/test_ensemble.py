@@ -117,7 +117,7 @@ def test_an_ensemble_is_one_checkpoint_that_scores_like_its_members_together(
     )
 
 
-@pytest.mark.parametrize("family", ["aecnn", "attend", "classify", "localize"])
+@pytest.mark.parametrize("family", [pytest.param("aecnn", marks=pytest.mark.slow), "attend", "classify", "localize"])
 def test_classifiers_average_probabilities_and_heat_maps(family: str, made: str, tmp_path: Path) -> None:
     members = members_of(family, tmp_path)
     ensemble = join(members, made, str(tmp_path / "ensemble"), CPU)

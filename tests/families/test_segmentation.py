@@ -230,6 +230,7 @@ def test_training_starts_at_the_warmup_size() -> None:
         assert set(seen) == {size}
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_is_not_trained(tmp_path: Path) -> None:
     kept = str(tmp_path / "resnet18.pt")
     torch.save(torchvision.models.resnet18().state_dict(), kept)

@@ -62,6 +62,7 @@ def probabilities(scores: pa.Table) -> np.ndarray:
 # ---- The process
 
 
+@pytest.mark.slow
 def test_nothing_but_the_network_is_loaded_and_nothing_is_written(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def test_the_subpixel_head_keeps_pixel_positions() -> None:
     assert torch.equal(F.pixel_shuffle(seen[0], 2), z)
 
 
+@pytest.mark.slow
 def test_bright_discs_are_learned_from_augmented_pairs() -> None:
     torch.manual_seed(0)
     network, loss = SmallUNet().train(), MaskLoss(focal_weight=1)

@@ -31,6 +31,7 @@ def archive(tmp_path: Path) -> str:
     return str(tmp_path / "archive")
 
 
+@pytest.mark.slow
 def test_workers_read_the_headers_of_large_archives(
     archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:

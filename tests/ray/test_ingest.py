@@ -115,6 +115,7 @@ def test_too_many_rejects_fail_the_ingest_after_it_is_written(archive: str, inge
     assert storage.exists(f"{ingested.shards}/archive.json")
 
 
+@pytest.mark.slow
 def test_a_zip_file_gives_the_same_shards(archive: str, ingested: IngestResult, tmp_path: Path) -> None:
     packed = shutil.make_archive(str(tmp_path / "packed"), "zip", archive)
     result = ingest(packed, str(tmp_path / "shards"), pixels=PIXELS, max_rejects=0.1)

@@ -26,7 +26,6 @@ from tests.odd_files import dataset, dicom, radiograph
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 FOLDER = ReadOptions(source="folder")
-QUICK = ("classify",)  # the others in `make test-all`
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +39,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "family",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(RECIPES)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(RECIPES))
 def test_scores_equal_those_of_an_archive(family: str, archive: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     recipe = SMALL[family]

@@ -53,6 +53,7 @@ def rows_of(dataset: Dataset) -> pa.Table:
     return pa.concat_tables(cast(list[pa.Table], batches)).sort_by(schema.IMAGE_ID)
 
 
+@pytest.mark.slow
 def test_streams_have_the_rows_of_shards(archive: str, shards_uri: str, tmp_path: Path) -> None:
     """The usable images of both splits, in any order."""
     streams, manifest = archive_streams(archive, str(tmp_path), PIXELS)

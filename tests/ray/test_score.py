@@ -108,6 +108,7 @@ def test_scores_identify_the_exams_of_selected_dicom_files(kept: str, tmp_path: 
         score(str(tmp_path / "archive"), kept, str(out), ScoreOptions(reading=ReadOptions(gate="off")))
 
 
+@pytest.mark.slow
 def test_images_other_than_frontal_views_are_counted_also_in_parts_scored_earlier(kept: str, tmp_path: Path) -> None:
     tags = {
         "pa.dcm": {"ViewPosition": "PA", "BodyPartExamined": "CHEST", "Modality": "DX"},

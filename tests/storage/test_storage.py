@@ -225,6 +225,7 @@ def test_s3_listing_is_paged(s3: FlakyS3) -> None:
     assert s3.requests == 3, "the second one asks for folders"
 
 
+@pytest.mark.slow
 def test_folders_of_a_large_s3_listing_are_listed_at_the_same_time(
     s3: FlakyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,7 +284,7 @@ def test_keys_cannot_escape_the_download_folder(s3: FlakyS3, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "status",
-    [503, pytest.param(500, marks=pytest.mark.slow), 0],
+    [*(pytest.param(status, marks=pytest.mark.slow) for status in (503, 500)), 0],
     ids=["throttled", "broken", "connection lost"],
 )
 def test_transient_errors_are_retried(s3: FlakyS3, status: int) -> None:

@@ -65,6 +65,7 @@ def test_transfers_survive_errors_resets_and_truncated_responses(front: Faulty, 
     assert min(front.counts.get(kind, 0) for kind in faulty.PASSING) > 3
 
 
+@pytest.mark.slow
 def test_ray_filesystem_retries_after_pickling(front: Faulty, tmp_path: Path) -> None:
     storage_path, files = storage.ray_storage("s3://xrays/run")
     files = pickle.loads(pickle.dumps(files))

@@ -117,7 +117,10 @@ def train(_: int, family: str) -> list[tuple[list[float], Tensor, Tensor]]:
         return [trained(family, ProcessGroup(), fixed=fixed) for fixed in FIXED[family]]
 
 
-@pytest.mark.parametrize("family", sorted(RECIPES))
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "pneumothorax" else name for name in sorted(RECIPES)],
+)
 def test_two_workers_learn_the_same_as_one(
     family: str, two_workers: TwoWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
