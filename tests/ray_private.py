@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,18 @@ def write_no_address_file() -> None:
     from ray._private import utils
 
     utils.write_ray_address = lambda *_: None
+
+
+def announce_loss(address: str, node_id: str, seconds: int) -> None:
+    """Tell a cluster that a machine will be lost, as for a spot instance (`drain_node` in scripts/scripts.py)."""
+    from ray import _raylet
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # pyright: ignore[reportAttributeAccessIssue]
+    deadline_ms = round((time.time() + seconds) * 1000)
+    client: Any = _raylet.GcsClient(address=address)  # pyright: ignore[reportAttributeAccessIssue]
+    accepted, why_not = client.drain_node(node_id, reason, "the provider takes it back", deadline_ms)
+    assert accepted, why_not
 
 
 def dashboard_socket_names() -> list[str]:

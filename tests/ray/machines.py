@@ -14,7 +14,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from cxr.runtime import cluster, ray_private
-from tests.ray_private import write_no_address_file
+from tests.ray_private import announce_loss, write_no_address_file
 
 _ADDRESS: dict[str, Any] = {"node_ip_address": cluster.LOOPBACK}
 
@@ -59,6 +59,10 @@ class Machines:
             yield
         finally:
             _signal(processes, signal.SIGCONT)
+
+    def announce_loss(self, seconds: int) -> None:
+        """Tell the cluster that the newest machine will be lost in so many seconds."""
+        announce_loss(str(self._cluster.address), self._machines[-1].node_id, seconds)
 
     @contextmanager
     def slow(self, share: float) -> Iterator[None]:

@@ -85,6 +85,7 @@ def slow_one_down(cluster: Machines, job: Job) -> float:
         (ingest, lose_one, "a machine is lost"),
         (ingest, freeze_one, "a machine freezes"),
         (ingest, slow_one_down, "a machine has a tenth of its speed"),
+        (score, lose_one, "a machine is lost"),
         (score, slow_one_down, "a machine has a tenth of its speed"),
     ],
 )
