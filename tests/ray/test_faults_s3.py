@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from cxr.phantom.archive import write_phantom
 from cxr.training.run_log import read_metrics
 from tests.conftest import REPOSITORY
 from tests.ray.chain import EPOCHS, IMAGES
+from tests.ray.fault_table import record
 from tests.servers import faulty
 from tests.servers.faulty import Faulty
 
@@ -37,21 +39,29 @@ def front(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Faulty]:
         yield front
 
 
-def one_in_five(front: Faulty, stage: str) -> None:
+def one_in_five(front: Faulty) -> None:
     front.one_in = 5
 
 
-def throttled(front: Faulty, stage: str) -> None:
-    front.throttle(20)
+def throttled(front: Faulty) -> None:
+    front.throttle(30)
 
 
-def down(front: Faulty, stage: str) -> None:
-    front.down(20)
+def down(front: Faulty) -> None:
+    front.down(30)
 
 
-@pytest.mark.parametrize("fault", [one_in_five, throttled, down])
-def test_the_pipeline_succeeds(front: Faulty, fault, tmp_path: Path) -> None:
+FAULTS: dict[Callable[[Faulty], None], str] = {
+    one_in_five: "storage fails one request in five",
+    throttled: "storage throttles for 30 s, four times",
+    down: "storage is down for 30 s, four times",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_pipeline_succeeds(front: Faulty, fault: Callable[[Faulty], None], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.ray.chain", ARCHIVE, OUT]
+    began, times = time.monotonic(), []
     with (tmp_path / "errors").open("w") as errors:
         chain = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert chain.stdout is not None
@@ -59,11 +69,17 @@ def test_the_pipeline_succeeds(front: Faulty, fault, tmp_path: Path) -> None:
         for line in chain.stdout:
             said.append(line)
             if line.startswith("begins: ") or f"train 1/{EPOCHS}" in line:
-                fault(front, line)
+                times.append(time.monotonic())
+                fault(front)
     front.one_in = 0
     assert chain.wait() == 0, "".join(said[-20:]) + (tmp_path / "errors").read_text()[-3000:]
     assert sum(count for kind, count in front.counts.items() if kind != "ok") > 20 or fault is down
     check_whole()
+    written = [seen.at for seen in front.seen if seen.method == "PUT" and "lease" not in seen.path]
+    pauses = [min((at - fault_at for at in written if at > fault_at + 30), default=0) for fault_at in times]
+    recovery = None if fault is one_in_five else max(pauses)
+    end = "the same rows, epochs and scores"
+    record(FAULTS[fault], "ingest, train, score", end, recovery, time.monotonic() - began, None)
 
 
 def test_every_request_of_the_pipeline_is_signed_by_the_assumed_role(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local_head import local_head
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
 from cxr.phantom.archive import write_phantom
 from tests.conftest import REPOSITORY
 from tests.made_shards import write_shards
+from tests.ray.fault_jobs import alone
+from tests.ray.machines import machines
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 SECONDS = 20  # Ray is given 8 to stop; the rest is for a busy machine
@@ -39,14 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["private", "joined"])
-def variables(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def variables(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """The environment of a job that starts a cluster, or of one that joins a cluster."""
-    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     if request.param == "private":
-        yield own
+        yield alone()
         return
-    with local_head(tmp_path_factory.mktemp("head") / "head.log") as joined:
-        yield own | joined
+    with machines(1, cpus=2) as joined:
+        yield joined.variables
 
 
 JOBS = {

@@ -11,7 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -36,6 +36,7 @@ class Seen:
     service: str  # that it is signed for; empty for none
     signer: str  # the id of the key that signed it; empty for none
     payer: str  # the value of x-amz-request-payer
+    at: float = field(default_factory=time.monotonic, compare=False)
 
 
 class Faulty:
