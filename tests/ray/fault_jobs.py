@@ -81,6 +81,11 @@ class Job:
             time.sleep(0.02)
         return self.seconds
 
+    def finish(self) -> float:
+        """Wait until it succeeds; the seconds that it took."""
+        self.longest_pause()
+        return self.seconds
+
     def kill(self) -> None:
         """Kill the job's own process, and wait until its workers, which end a moment after it, have done so."""
         self.process.kill()

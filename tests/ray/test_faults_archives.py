@@ -58,8 +58,7 @@ def undisturbed(folder: Path) -> Callable[[Work], tuple[Path, float]]:
     def result(work: Work) -> tuple[Path, float]:
         out = folder / f"undisturbed-{work.__name__}"
         with machines(2) as cluster, work(folder, cluster, out) as job:
-            job.longest_pause()
-            return out, job.seconds
+            return out, job.finish()
 
     return result
 

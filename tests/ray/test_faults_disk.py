@@ -43,9 +43,9 @@ def stop_and_continue(work: str, job: list[str], disk: Path, results: Callable[[
     again = [*job, *["--resume"] * (work == "train")]
     with Job(again, alone(), log, results) as second:
         recovery = second.wait_for(done + 1)
-        second.longest_pause()
-        end = f"stops with one line, then continues{' with --resume' * (work == 'train')}"
-        record("the disk is full", work, end, recovery, second.seconds, None)
+        seconds = second.finish()
+    end = f"stops with one line, then continues{' with --resume' * (work == 'train')}"
+    record("the disk is full", work, end, recovery, seconds, None)
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,7 @@ def test_a_killed_job_ends_with_the_same_rows(work: str, archive: str, tmp_path:
         return Job(words, alone(), tmp_path / "log", lambda: len({*out.glob(parts), *out.glob(results)}))
 
     with job(straight) as undisturbed:
-        undisturbed.longest_pause()
-        seconds = undisturbed.seconds
+        seconds = undisturbed.finish()
     with job(killed) as first:
         first.wait_for(1)
         first.kill()
@@ -49,8 +48,7 @@ def test_a_killed_job_ends_with_the_same_rows(work: str, archive: str, tmp_path:
     times = {path: path.stat().st_mtime_ns for path in done}
     with job(killed) as second:
         recovery = second.wait_for(len(done) + 1)
-        second.longest_pause()
-        continued = second.seconds
+        continued = second.finish()
     assert {path: path.stat().st_mtime_ns for path in done if path.exists()} == (times if results == parts else {})
     assert rows(killed, results).equals(rows(straight, results))
     assert len(set(rows(killed, results)[schema.IMAGE_ID].to_pylist())) == IMAGES
@@ -67,8 +65,7 @@ def test_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
         return Job(words, alone(), tmp_path / "log", lambda: len(read_metrics(str(out))))
 
     with job(straight) as undisturbed:
-        undisturbed.longest_pause()
-        seconds = undisturbed.seconds
+        seconds = undisturbed.finish()
     with job(killed) as first:
         first.wait_for(1)
         first.kill()
@@ -76,8 +73,7 @@ def test_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert 0 < done < EPOCHS
     with job(killed, "--resume") as second:
         recovery = second.wait_for(done + 1)
-        second.longest_pause()
-        continued = second.seconds
+        continued = second.finish()
     assert epochs(killed) == [*range(1, EPOCHS + 1)]
     assert same_weights(straight, killed)
     record(FAULT, "train", "the same weights, with --resume", recovery, continued, seconds)

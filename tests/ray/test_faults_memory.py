@@ -54,8 +54,7 @@ def test_work_on_an_archive(work: str, cluster: Machines, tmp_path: Path) -> Non
         return Job(words, cluster.variables, tmp_path / "log", counted)
 
     with job(tmp_path / "straight") as undisturbed:
-        undisturbed.longest_pause()
-        seconds = undisturbed.seconds
+        seconds = undisturbed.finish()
     with job(tmp_path / "out") as disturbed:
         disturbed.wait_for(1)
         fill_memory(disturbed)
@@ -74,8 +73,7 @@ def test_training(cluster: Machines, tmp_path: Path) -> None:
         return Job(words, cluster.variables, tmp_path / "log", lambda: len(read_metrics(str(out))))
 
     with job(tmp_path / "straight") as undisturbed:
-        undisturbed.longest_pause()
-        seconds = undisturbed.seconds
+        seconds = undisturbed.finish()
     with job(tmp_path / "out") as disturbed:
         disturbed.wait_for(1)
         fill_memory(disturbed)

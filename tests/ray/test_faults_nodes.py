@@ -44,8 +44,7 @@ def test_training_on_two_workers_survives_the_loss_of_a_machine(
     shards: str, cluster: Machines, tmp_path: Path
 ) -> None:
     with train(shards, cluster, tmp_path / "straight", workers=2) as job:
-        job.longest_pause()
-    undisturbed = job.seconds
+        undisturbed = job.finish()
     with train(shards, cluster, tmp_path / "out", workers=2) as job:
         job.wait_for(2)
         cluster.lose()
