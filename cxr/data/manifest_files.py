@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,8 @@ from cxr.data.shards import RowGroup
 
 _PIECES_PER_FILE = 64  # a file's footer, which each reader of a piece reads first, describes so many
 _THREADS = 8
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,27 @@ def write_pieces(folder: str, pieces: Iterable[pa.Table]) -> list[RowGroup]:
 
     def write(numbered: tuple[int, Sequence[pa.Table]]) -> list[RowGroup]:
         number, tables = numbered
-        uri, sink = storage.join(folder, f"{number:05d}{SUFFIX}"), io.BytesIO()
-        # Dictionaries and statistics would be most of a small row group.
-        with pq.ParquetWriter(
-            sink, tables[0].schema, compression="zstd", use_dictionary=False, write_statistics=False
-        ) as file:
-            for table in tables:
-                file.write_table(table, row_group_size=max(1, table.num_rows))
-        storage.write_bytes(uri, sink.getvalue())
+        uri = storage.join(folder, f"{number:05d}{SUFFIX}")
+        storage.write_bytes(uri, file_of(tables, tables[0].schema))
         return [RowGroup(uri, index, table.num_rows, ()) for index, table in enumerate(tables)]
 
+    return [group for groups in read_ahead(write, enumerate(by_file(pieces)), _THREADS) for group in groups]
+
+
+def by_file(pieces: Iterable[T]) -> Iterator[list[T]]:
+    """The pieces that are stored together, file by file."""
     remaining = iter(pieces)
-    files = enumerate(iter(lambda: list(islice(remaining, _PIECES_PER_FILE)), []))
-    return [group for groups in read_ahead(write, files, _THREADS) for group in groups]
+    return iter(lambda: list(islice(remaining, _PIECES_PER_FILE)), [])
+
+
+def file_of(pieces: Iterable[pa.Table], fields: pa.Schema) -> bytes:
+    """The content of a Parquet file with each piece as a row group."""
+    sink = io.BytesIO()
+    # Dictionaries and statistics would be most of a small row group.
+    with pq.ParquetWriter(sink, fields, compression="zstd", use_dictionary=False, write_statistics=False) as file:
+        for piece in pieces:
+            file.write_table(piece, row_group_size=max(1, piece.num_rows))
+    return sink.getvalue()
 
 
 def read_piece(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:

@@ -14,9 +14,8 @@ for the one that readers use.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from uuid import uuid4
@@ -26,6 +25,7 @@ import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.data.ledger import LEDGER_FILE, SUFFIX
+from cxr.data.prefetch import read_ahead
 from cxr.errors import UserError
 from cxr.wording import counted
 
@@ -236,39 +236,26 @@ def current_rows(out: str, generation: Generation, read: Callable[[str, int], pa
     files = committed_files(out, generation)
     last, moved = _last_increments(out, generation, files), _places(out, generation)
     empty, any_rows = None, False
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for number, uris in files.items():
-            for table in read_ahead(pool, read, row_groups(pool, uris)):
-                if len(last):
-                    found = pc.index_in(table[schema.IMAGE_ID], value_set=last[schema.IMAGE_ID].combine_chunks())
-                    is_current = pc.less_equal(last[schema.INCREMENT].take(found), number)
-                    table = table.filter(pc.fill_null(is_current, True))
-                if table.num_rows:
-                    any_rows = True
-                    yield _with_places(table, number, moved)
-                else:
-                    empty = table
+    for number, uris in files.items():
+        for table in read_ahead(lambda group: read(*group), row_groups(uris), _THREADS):
+            if len(last):
+                found = pc.index_in(table[schema.IMAGE_ID], value_set=last[schema.IMAGE_ID].combine_chunks())
+                is_current = pc.less_equal(last[schema.INCREMENT].take(found), number)
+                table = table.filter(pc.fill_null(is_current, True))
+            if table.num_rows:
+                any_rows = True
+                yield _with_places(table, number, moved)
+            else:
+                empty = table
     if empty is not None and not any_rows:
         yield empty
 
 
-def row_groups(pool: ThreadPoolExecutor, uris: Sequence[str]) -> Iterator[tuple[str, int]]:
+def row_groups(uris: Sequence[str]) -> Iterator[tuple[str, int]]:
     """All row groups of some files, in order."""
-    for uri, footer in zip(uris, pool.map(storage.read_parquet_footer, uris), strict=True):
+    footers = read_ahead(storage.read_parquet_footer, uris, _THREADS)
+    for uri, footer in zip(uris, footers, strict=True):
         yield from ((uri, number) for number in range(footer.num_row_groups))
-
-
-def read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[str, int], pa.Table], groups: Iterable[tuple[str, int]]
-) -> Iterator[pa.Table]:
-    """What `read` returns for row groups, in their order; `_THREADS` at a time are read or wait in memory."""
-    pending: deque[Future[pa.Table]] = deque()
-    for uri, number in groups:
-        pending.append(pool.submit(read, uri, number))
-        if len(pending) == _THREADS:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _last_increments(out: str, generation: Generation, files: Mapping[int, Sequence[str]]) -> pa.Table:

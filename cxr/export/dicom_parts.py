@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from cxr import storage
+from cxr.data.prefetch import read_ahead
 from cxr.export.dicom_write import WRITTEN, Row
 
 PARTS = "parts"
-_AHEAD = 64  # parts that are read at the same time
-_THREADS = 8
+_AHEAD = 8  # parts that are read at a time
 
 
 def part_uri(out: str, number: int) -> str:
@@ -37,9 +36,7 @@ def part_uris(out: str) -> list[str]:
 
 def read_parts(uris: Sequence[str]) -> Iterator[list[Row]]:
     """The rows of each part, in order; a few parts are read ahead."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for first in range(0, len(uris), _AHEAD):
-            yield from pool.map(storage.read_json, uris[first : first + _AHEAD])
+    return read_ahead(storage.read_json, uris, _AHEAD)
 
 
 def short_key(text: str) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
@@ -21,14 +20,15 @@ from cxr import schema, storage
 from cxr.data import gate
 from cxr.data.decode import is_unread
 from cxr.data.ledger import SUFFIX
-from cxr.data.run_ledger import Generation, read_ahead, row_groups, score_file
+from cxr.data.prefetch import read_ahead
+from cxr.data.run_ledger import Generation, row_groups, score_file
 from cxr.imaging import dicom_terms
 from cxr.inference.plan_store import PlannedPart, PlanStore
 from cxr.storage.files import atomic_writer
 
 FILE_ROWS = 100_000  # of a file, if there are as many; the last one has up to twice as many
 _GROUP_ROWS = 4096  # of a row group, which readers hold in memory as a whole
-_THREADS = 16  # that read parts
+_AHEAD = 8  # parts, or row groups, that are read at a time
 _CODES = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
 _COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.GATE, *_CODES)])
 """The columns of scores that `ScoreCounts` counts."""
@@ -66,14 +66,13 @@ class Joined:
 def join_parts(out: str, number: int, parts: Sequence[PlannedPart]) -> Joined:
     """Write the files of an increment from those of these parts, which are left in place."""
     joined = Joined()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for group in _groups(parts):
-            uri = score_file(out, number, joined.files)
-            with atomic_writer(uri) as stream:
-                hashed = _Hashed(stream)
-                _join(pool, out, group, hashed, joined)
-            joined.sha256[uri] = hashed.digest.hexdigest()
-            joined.files += 1
+    for group in _groups(parts):
+        uri = score_file(out, number, joined.files)
+        with atomic_writer(uri) as stream:
+            hashed = _Hashed(stream)
+            _join(out, group, hashed, joined)
+        joined.sha256[uri] = hashed.digest.hexdigest()
+        joined.files += 1
     return joined
 
 
@@ -90,10 +89,10 @@ def _groups(parts: Sequence[PlannedPart]) -> Iterator[list[PlannedPart]]:
         yield group
 
 
-def _join(pool: ThreadPoolExecutor, out: str, parts: Sequence[PlannedPart], stream: _Hashed, joined: Joined) -> None:
+def _join(out: str, parts: Sequence[PlannedPart], stream: _Hashed, joined: Joined) -> None:
     tables, writer = list[pa.Table](), None
     uris = [storage.join(out, part.name + SUFFIX) for part in parts]
-    read = read_ahead(pool, lambda uri, _: storage.read_parquet(uri), ((uri, 0) for uri in uris))
+    read = read_ahead(storage.read_parquet, uris, _AHEAD)
     for part, table in zip(parts, read, strict=True):
         joined.counts.add(table)
         errors = enumerate(table[schema.ERROR].to_pylist())
@@ -129,20 +128,19 @@ def parts_of(
     out: str, generation: Generation, plans: PlanStore, columns: Sequence[str]
 ) -> Iterator[tuple[str, pa.Table]]:
     """The name of each part that a generation has scored, and these columns of its scores, in the plans' order."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for increment in generation.increments:
-            uris = [score_file(out, increment.number, file) for file in range(increment.files)]
-            not_scored = set(plans.read_left(increment).parts)
-            groups = read_ahead(
-                pool,
-                lambda uri, group: storage.read_parquet(uri, row_groups=[group], columns=columns),
-                row_groups(pool, uris),
-            )
-            rows: pa.Table | None = None
-            for part in (part for plan in plans.read(increment.number) for part in plan.parts):
-                if part.number in not_scored:
-                    continue
-                while rows is None or rows.num_rows < part.images:
-                    rows = next(groups) if rows is None else pa.concat_tables([rows, next(groups)])
-                yield part.name, rows.slice(0, part.images)
-                rows = rows.slice(part.images)
+    for increment in generation.increments:
+        uris = [score_file(out, increment.number, file) for file in range(increment.files)]
+        not_scored = set(plans.read_left(increment).parts)
+        groups = read_ahead(
+            lambda group: storage.read_parquet(group[0], row_groups=[group[1]], columns=columns),
+            row_groups(uris),
+            _AHEAD,
+        )
+        rows: pa.Table | None = None
+        for part in (part for plan in plans.read(increment.number) for part in plan.parts):
+            if part.number in not_scored:
+                continue
+            while rows is None or rows.num_rows < part.images:
+                rows = next(groups) if rows is None else pa.concat_tables([rows, next(groups)])
+            yield part.name, rows.slice(0, part.images)
+            rows = rows.slice(part.images)

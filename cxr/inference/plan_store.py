@@ -17,7 +17,6 @@ import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from cxr import schema, storage
 from cxr.data import ledger
 from cxr.data.identity import COLUMNS, Identity
+from cxr.data.manifest_files import by_file, file_of
 from cxr.data.run_ledger import REMOVED, UNFINISHED, Generation, Increment, moved_file, removed_file
 from cxr.inference.increments import KNOWN, Changes
 from cxr.inference.latents import Origin
@@ -34,7 +34,6 @@ from cxr.sources.image_files import FILE_VERSION
 
 _PLAN, _LEFT = "plan-", "left.json"
 _MOVED, _REMOVED = "moved.parquet", "removed.parquet"  # without pseudonyms, _MOVED is that of `moved_file`
-_FILE_PARTS = 64  # parts of a file, which a process that reads one of them fetches as a whole
 _THREADS = 8
 
 
@@ -96,7 +95,7 @@ class PlanStore:
         first = 0
         for index, (origin, rows, rows_per_part) in enumerate(plans):
             parts = ledger.plan(rows, rows_per_part) if rows.num_rows else iter(())
-            for file, of_file in enumerate(iter(lambda parts=parts: list(islice(parts, _FILE_PARTS)), [])):
+            for file, of_file in enumerate(by_file(parts)):
                 uri = storage.join(self._of(number), f"{_PLAN}{index:02d}-{file:05d}.parquet")
                 self._write(uri, [part.rows for part in of_file], origin, first)
                 first += len(of_file)
@@ -105,14 +104,7 @@ class PlanStore:
         listed = [[first + n, _images(rows)] for n, rows in enumerate(parts)]
         about = {ORIGIN_KEY: json.dumps(asdict(origin)), PARTS_KEY: json.dumps(listed)}
         fields = parts[0].schema.with_metadata({**(parts[0].schema.metadata or {}), **about})
-        sink = io.BytesIO()
-        # Dictionaries and statistics would be most of a small row group.
-        with pq.ParquetWriter(
-            sink, fields, compression="zstd", use_dictionary=False, write_statistics=False
-        ) as writer:
-            for rows in parts:
-                writer.write_table(rows, row_group_size=max(1, rows.num_rows))
-        storage.write_bytes(uri, sink.getvalue(), private=self.identity is not None)
+        storage.write_bytes(uri, file_of(parts, fields), private=self.identity is not None)
 
     def read(self, number: int) -> list[StoredPlan]:
         """The plan of an increment, by archive; archives of which it scores nothing are left out."""

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema
+from cxr.data import manifest_files
 from cxr.data.identity import Identity, open_identity, read_crosswalk
 from cxr.data.run_ledger import REMOVED, Generation, Increment
-from cxr.inference import plan_store
 from cxr.inference.increments import KNOWN, Changes, Listing, compare
 from cxr.inference.latents import Origin
 from cxr.inference.plan_store import Left, PlannedPart, PlanStore
@@ -107,7 +107,7 @@ def state_of(store: PlanStore, *increments: Increment, retry: bool = True) -> di
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_store, "_FILE_PARTS", 2)
+    monkeypatch.setattr(manifest_files, "_PIECES_PER_FILE", 2)
     files = [{f"{archive}{n}": (f"/{archive}/{n}", n, "v") for n in range(5)} for archive in "ab"]
     store = store_in(tmp_path)
     parts = stored(store, 3, files)
