@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -94,6 +94,33 @@ class Read:
         return np.concatenate([self.labels, unknown])[pc.fill_null(self.rows_of(images), len(self.images)).to_numpy()]
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The finding, image and reader of each row by number, and its class as written."""
+
+    findings: tuple[str, ...]
+    images: pa.Array
+    readers: pa.Array
+    finding: np.ndarray  # len(findings): no finding; or _UNKNOWN
+    image: np.ndarray
+    reader: np.ndarray
+    words: pa.DictionaryArray
+    by_number: bool
+
+    @property
+    def box(self) -> np.ndarray:
+        return (self.finding >= 0) & (self.finding < len(self.findings))
+
+    @property
+    def unknown(self) -> np.ndarray:
+        return self.finding == _UNKNOWN
+
+    @property
+    def pair(self) -> np.ndarray:
+        """The number of each row's pair of an image and a reader."""
+        return self.image * len(self.readers) + self.reader
+
+
 def read(location: str, classes: Classes = "number") -> Read:
     """Read an annotation file.
 
@@ -107,6 +134,29 @@ def read(location: str, classes: Classes = "number") -> Read:
     table = read_csv(location, (IMAGE, *rater_agreement.CORNERS))
     if CLASS not in table and CLASS_NAME not in table:
         raise UserError(f"{location}: expected a column {CLASS} or {CLASS_NAME}, got {', '.join(table.header)}")
+    rows = _rows(table, classes)
+    row_B = np.flatnonzero(rows.box)
+    corners_B4 = _corners(table, row_B, _first_unknown(table, rows, classes))
+    if classes == "own":  # rows without a class and without a box report no finding
+        rows = replace(rows, finding=np.where(rows.unknown, len(rows.findings), rows.finding))
+
+    first_B = _first_of_each(table, row_B, rows)
+    row_B, corners_B4 = row_B[first_B], corners_B4[first_B]
+    reported_no_finding_M = rows.finding == len(rows.findings)
+    contradictory_B = np.isin(rows.pair[row_B], rows.pair[reported_no_finding_M])
+    certain_B = row_B[~contradictory_B]
+    return Read(
+        rows.findings,
+        rows.images,
+        _labels(rows, certain_B, row_B[contradictory_B]),
+        _box_lists(rows, certain_B, corners_B4[~contradictory_B]),
+        _reader_lists(rows),
+        _frames(table),
+        _notes(table, rows, row_B[contradictory_B], storage.name(location), classes),
+    )
+
+
+def _rows(table: CsvTable, classes: Classes) -> _Rows:
     by_number = CLASS in table and (
         classes == "number" or CLASS_NAME not in table or (classes == "own" and _has_vinbigdata_classes(table))
     )
@@ -115,46 +165,26 @@ def read(location: str, classes: Classes = "number") -> Read:
     findings, known = _findings(spellings, by_number, classes)
     named = [known.get(word.removesuffix(".0") if by_number else word_key(word)) for word in spellings]
     numbers = [_UNKNOWN if name is None else (*findings, schema.NO_FINDING).index(name) for name in named]
-    finding_M = np.array(numbers, np.int64)[words.indices.to_numpy()]  # of each row; len(findings): no finding
+    finding_M = np.array(numbers, np.int64)[words.indices.to_numpy()]
     image_M, images = numbered_images(table, IMAGE)
     reader_M, readers = numbered(table.texts(READER) if READER in table else pa.repeat(pa.scalar(""), len(table)))
-    box_M, unknown_M = (finding_M >= 0) & (finding_M < len(findings)), finding_M == _UNKNOWN
-    corners_B4 = _corners(table, np.flatnonzero(box_M), _first_unknown(table, unknown_M, words, by_number, classes))
+    return _Rows(findings, images, readers, finding_M, image_M, reader_M, words, by_number)
 
-    pair_M = image_M * len(readers) + reader_M  # of an image and a reader
-    reported_healthy_M = ~box_M & ~unknown_M if classes != "own" else ~box_M
-    boxes_B = _first_of_each(table, np.flatnonzero(box_M), image_M, finding_M, reader_M)
-    corners_B4, rows = corners_B4[boxes_B], np.flatnonzero(box_M)[boxes_B]
-    contradictory = np.isin(pair_M[rows], pair_M[reported_healthy_M])
-    unsure_NF = np.zeros((len(images), len(findings)), bool)
-    unsure_NF[image_M[rows[contradictory]], finding_M[rows[contradictory]]] = True
-    if classes != "own":
-        unsure_NF[image_M[unknown_M]] = True
-    contradictions = len(np.unique(pair_M[rows[contradictory]]))
-    corners_B4, rows = corners_B4[~contradictory], rows[~contradictory]
-    labels_NF = np.full((len(images), len(findings)), schema.NEGATIVE, np.int8)
-    labels_NF[unsure_NF] = schema.UNKNOWN
-    labels_NF[image_M[rows], finding_M[rows]] = schema.POSITIVE
 
-    file = storage.name(location)
-    unknown_words = Counter[str]()
-    if classes != "own":
-        for word, count in zip(
-            spellings, np.bincount(words.indices.to_numpy()[unknown_M], minlength=len(spellings)), strict=True
-        ):
-            unknown_words += Counter({word: int(count)})
-    notes = unknown_words_note(unknown_words, file, "all other findings of these images are unknown")
-    if classes == "own" and CLASS in table and not by_number:
-        notes.append(
-            f"findings in {file} are read from {CLASS_NAME}, because {CLASS} differs from VinBigData's numbers"
-        )
-    if contradictions:
-        notes.append(
-            f"readings with both 'No finding' and a box: {contradictions:,}; the findings of these boxes are unknown"
-        )
+def _labels(rows: _Rows, certain_B: np.ndarray, contradictory_B: np.ndarray) -> np.ndarray:
+    """int8 (N, findings), from the rows with certain and with contradictory boxes."""
+    labels_NF = np.full((len(rows.images), len(rows.findings)), schema.NEGATIVE, np.int8)
+    labels_NF[rows.image[rows.unknown]] = schema.UNKNOWN
+    labels_NF[rows.image[contradictory_B], rows.finding[contradictory_B]] = schema.UNKNOWN
+    labels_NF[rows.image[certain_B], rows.finding[certain_B]] = schema.POSITIVE
+    return labels_NF
+
+
+def _box_lists(rows: _Rows, row_B: np.ndarray, corners_B4: np.ndarray) -> pa.Array:
+    """The boxes of each image."""
     columns = {
-        schema.LABEL: pa.array(findings, pa.string()).take(pa.array(finding_M[rows])),
-        schema.READER: blank_as_null(readers.take(pa.array(reader_M[rows]))),
+        schema.LABEL: pa.array(rows.findings, pa.string()).take(pa.array(rows.finding[row_B])),
+        schema.READER: blank_as_null(rows.readers.take(pa.array(rows.reader[row_B]))),
         **{
             name: pa.array(values.astype(np.float32))
             for name, values in zip(rater_agreement.CORNERS, corners_B4.T, strict=True)
@@ -163,17 +193,32 @@ def read(location: str, classes: Classes = "number") -> Read:
     boxes = pa.StructArray.from_arrays(
         [columns[field.name] for field in schema.BOX_TYPE], fields=list(schema.BOX_TYPE)
     )
-    named_M = np.flatnonzero(~pc.equal(readers, "").to_numpy(zero_copy_only=False)[reader_M])
-    named_M = named_M[np.sort(np.unique(pair_M[named_M], return_index=True)[1])]
-    return Read(
-        findings,
-        images,
-        labels_NF,
-        _lists(boxes, image_M[rows], len(images)),
-        _lists(readers.take(pa.array(reader_M[named_M])), image_M[named_M], len(images)),
-        _frames(table),
-        notes,
-    )
+    return _lists(boxes, rows.image[row_B], len(rows.images))
+
+
+def _reader_lists(rows: _Rows) -> pa.Array:
+    """The named readers of each image, each once."""
+    named_M = np.flatnonzero(~pc.equal(rows.readers, "").to_numpy(zero_copy_only=False)[rows.reader])
+    first_P = named_M[np.sort(np.unique(rows.pair[named_M], return_index=True)[1])]
+    readers = rows.readers.take(pa.array(rows.reader[first_P]))
+    return _lists(readers, rows.image[first_P], len(rows.images))
+
+
+def _notes(table: CsvTable, rows: _Rows, contradictory_B: np.ndarray, file: str, classes: Classes) -> list[str]:
+    rows_of_word = np.bincount(rows.words.indices.to_numpy()[rows.unknown], minlength=len(rows.words.dictionary))
+    unknown_words = Counter[str]()
+    for word, count in zip(rows.words.dictionary.to_pylist(), rows_of_word.tolist(), strict=True):
+        unknown_words += Counter({word: count})
+    notes = unknown_words_note(unknown_words, file, "all other findings of these images are unknown")
+    if classes == "own" and CLASS in table and not rows.by_number:
+        notes.append(
+            f"findings in {file} are read from {CLASS_NAME}, because {CLASS} differs from VinBigData's numbers"
+        )
+    if contradictions := len(np.unique(rows.pair[contradictory_B])):
+        notes.append(
+            f"readings with both 'No finding' and a box: {contradictions:,}; the findings of these boxes are unknown"
+        )
+    return notes
 
 
 def numbered(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
@@ -189,22 +234,21 @@ def _lists(values: pa.Array, list_V: np.ndarray, lists: int) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, values.take(pa.array(np.argsort(list_V, kind="stable"))))
 
 
-def _first_unknown(
-    table: CsvTable, unknown_M: np.ndarray, words: pa.DictionaryArray, by_number: bool, classes: Classes
-) -> tuple[int, UserError] | None:
+def _first_unknown(table: CsvTable, rows: _Rows, classes: Classes) -> tuple[int, UserError] | None:
     """The first row whose class is an error, and the error."""
-    if classes == "own" and not by_number:  # only a blank name is unknown
+    unknown_M = rows.unknown
+    if classes == "own" and not rows.by_number:  # only a blank name is unknown
         filled = [pc.not_equal(table.texts(name), "").to_numpy() for name in rater_agreement.CORNERS]
         unknown_M = unknown_M & np.logical_or.reduce(filled)
         expected = f"a finding in {CLASS_NAME} for this box"
-    elif by_number:
+    elif rows.by_number:
         expected = f"a {CLASS} from 0 to {schema.NO_FINDING_CLASS}"
     else:
         return None
     if not unknown_M.any():
         return None
     row = int(unknown_M.argmax())
-    return row, table.error(row, expected, words[row].as_py())
+    return row, table.error(row, expected, rows.words[row].as_py())
 
 
 def _corners(table: CsvTable, rows_B: np.ndarray, other: tuple[int, UserError] | None) -> np.ndarray:
@@ -248,11 +292,9 @@ def _float(text: str) -> float | None:
         return None
 
 
-def _first_of_each(
-    table: CsvTable, rows_B: np.ndarray, image_M: np.ndarray, finding_M: np.ndarray, reader_M: np.ndarray
-) -> np.ndarray:
+def _first_of_each(table: CsvTable, rows_B: np.ndarray, rows: _Rows) -> np.ndarray:
     """Which of these rows are not repetitions of earlier ones, in order."""
-    columns = {IMAGE: image_M[rows_B], CLASS: finding_M[rows_B], READER: reader_M[rows_B]}
+    columns = {IMAGE: rows.image[rows_B], CLASS: rows.finding[rows_B], READER: rows.reader[rows_B]}
     for name in rater_agreement.CORNERS:
         columns[name] = (
             table.texts(name).combine_chunks().take(pa.array(rows_B)).dictionary_encode().indices.to_numpy()
