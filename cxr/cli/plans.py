@@ -30,6 +30,7 @@ INGEST_RATE = 177.0  # images per second and CPU
 INGEST_SOURCE = "docs/reference/performance.md: PNGs of 1024 px on two cores"
 READ_RATE = 52.0  # images per second and CPU
 READ_SOURCE = "docs/reference/performance.md: PNGs of 1024 px on two busy cores, decoded and resized"
+_UNKNOWN_RATE = "no time estimate: give --images-per-second, or an --out with an earlier run"
 _SHORT = ("asks for", "images", "epoch", "time")  # the lines of a plan that a job shows when it starts
 
 
@@ -168,7 +169,7 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
     plan.lines["epoch"] = f"{steps:,} steps of {recipe.batch_size} images over all processes"
     rate = _training_rate(options)
     if rate is None:
-        plan.lines["time"] = "unknown: give --images-per-second, or plan again with the --out of a run"
+        plan.lines["time"] = _UNKNOWN_RATE
     else:
         seconds = images / (rate.images_per_s * run.max_workers)
         at_once = min(fits, runs, getattr(getattr(options, "search", None), "max_concurrent_trials", None) or fits)
@@ -266,7 +267,7 @@ def plan_scoring(options: Any, counted_images: int | None = None) -> JobPlan:
     if rate:
         stages["networks"] = (rate, replicas, "replica")
     else:
-        plan.lines["networks"] = "unknown: give --images-per-second, or plan again with the --out of a run"
+        plan.lines["networks"] = _UNKNOWN_RATE
     _add_time(plan, images, stages, least=not rate)
     return plan
 

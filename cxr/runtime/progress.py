@@ -116,7 +116,9 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Such as "40 s", "2 min 03 s" or "3 h 10 min"."""
+    """Such as "less than 1 s", "40 s", "2 min 03 s" or "3 h 10 min"."""
+    if seconds < 1:
+        return "less than 1 s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -49,7 +49,8 @@ def connect(address: str = "") -> JobSubmissionClient:
     from ray.exceptions import RayError  # only now, since Ray reads its settings when it is imported
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of each connection that ends
+    for name in ("ray", "ray.dashboard.modules.job.sdk"):  # which has a level of its own
+        logging.getLogger(name).setLevel(logging.WARNING)  # they report each connection that ends
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, requests.RequestException) as error:
