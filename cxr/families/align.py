@@ -16,26 +16,25 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 import pyarrow as pa
 import torch
 import tyro
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from cxr import schema, storage
 from cxr.augment.affine_exposure import random_affine, random_exposure
 from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
-from cxr.families import lung_pretraining
-from cxr.families.base import Batches, Communicator, Recipe, Task, one_of, unit_pixels
+from cxr.families import lung_pretraining, optimizers
+from cxr.families.align_target import feature_network, lung_crops, lung_network, read_target
+from cxr.families.base import Batches, Communicator, Recipe, Stage, Task, one_of, unit_pixels
+from cxr.families.capabilities import AdamWWithCosine
 from cxr.families.lung_pretraining import SHIPPED, LungTraining
 from cxr.metrics import alignment
 from cxr.metrics.meters import Mean
-from cxr.models import perceptual, pretrained, weight_files
-from cxr.models.backbones import BACKBONES, BackboneName, make_backbone, normalize_contrast
+from cxr.models import perceptual, pretrained
+from cxr.models.backbones import BACKBONES, POOLINGS, BackboneName, Pooling, make_backbone, normalize_contrast
 from cxr.models.perceptual import FeatureKind, as_unit, feature_distance
 from cxr.models.pretrained import Fit, Weights
 from cxr.models.small_unet import LungField, soft_dice
@@ -52,7 +51,8 @@ from cxr.models.spatial_transformer import (
 )
 from cxr.reporting import figures
 
-TargetStrategy = Literal["mean", "features", "structure"]
+TargetStrategy = Literal["mean", "lung_crops", "features", "structure"]
+Decay = Literal["cosine", "linear"]
 TRAIN = "train"  # value of `lung_pretrained`
 
 NEIGHBORHOODS = (0.12, 0.4)  # sides of the squares in which structure is compared, as fractions of the width
@@ -72,11 +72,14 @@ class AlignRecipe(Recipe):
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.TRUE_THETA, schema.MASKS)
     LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (
         *Recipe.LOCATION_SETTINGS,
+        "backbone_pretrained",
         "lung_pretrained",
         "feature_pretrained",
     )
     score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA, pa.list_(pa.float32(), 6))])
-    depends_on: ClassVar[Mapping[str, str]] = {"feature_layers": "feature_weight"}
+    depends_on: ClassVar[Mapping[str, str]] = dict.fromkeys(("feature_network", "feature_layers"), "feature_weight")
+    loss_scale: ClassVar[float] = 1.0
+    ema_ramp: ClassVar[float] = 0.0
 
     size: int = 128
     epochs: int = 20
@@ -89,9 +92,20 @@ class AlignRecipe(Recipe):
     """Backbone of the localization network: a small network of 3 to 6 blocks, or a ResNet with random weights."""
     iterations: int = 3
     """Number of times the network is applied, each time to the image aligned so far."""
+    pooling: Pooling = "grid"
+    """What the hidden layer after the backbone sees. grid: the features in 4 x 4 cells; mean: their mean, as in the
+    classifiers that ImageNet weights come from."""
+    backbone_pretrained: str = ""
+    """Initial weights of a ResNet: a path or URI of a state dict or checkpoint, or a torchvision name such as
+    IMAGENET1K_V1. auto uses torchvision's weights if they can be downloaded. Empty: random weights."""
+    decay: Decay = "cosine"
+    """How the learning rate falls to 0. cosine: after a warmup; linear: from the first step, without a warmup."""
+    output_width: int = 0
+    """Width in pixels of the aligned images, whose height is `size`, in the loss and in saved images. 0: square."""
     target: TargetStrategy = "structure"
-    """What images are aligned to. mean: the mean image; features: the mean of the images' features; structure: the
-    mean of the aligned images, updated after every epoch."""
+    """What images are aligned to. mean: the mean image; lung_crops: the mean of the images cropped to their lungs;
+    features: the mean of the images' features; structure: the mean of the aligned images, updated after every
+    epoch."""
     target_uri: str = ""
     """Path or URI of a saved target.pt to align to; it is never updated. Empty: `target` decides."""
 
@@ -99,23 +113,26 @@ class AlignRecipe(Recipe):
     """Use a map of the lung fields as an input of the network and in the loss. Without it, only the images are
     compared."""
     lung_pretrained: str = SHIPPED
-    """Weights of the lung network. phantoms: the network shipped with this package, which was trained on phantoms
-    only. train: train one on phantoms first, at this input size. Otherwise, the path or URI of a state dict or of an
-    aligner's checkpoint."""
+    """Weights of the lung network, which lungs=True and target=lung_crops use. phantoms: the network shipped with
+    this package, which was trained on phantoms only. train: train one on phantoms first, at this input size.
+    Otherwise, the path or URI of a state dict or of an aligner's checkpoint."""
     lung_phantoms: int = 1000
     """Number of phantoms to train the lung network on, if lung_pretrained=train."""
     lung_steps: int = 500
     """Number of training steps of the lung network, with 16 phantoms each, if lung_pretrained=train."""
 
     feature_network: FeatureKind = "local"
-    """Network of the perceptual loss. local needs no weights; lungs is the encoder of an aligner's lung network."""
+    """Network of the perceptual loss. local needs no weights; lungs is the encoder of a lung network."""
     feature_pretrained: str = pretrained.AUTO
     """Weights of the feature network: a path or URI of a state dict or checkpoint, or a torchvision name such as
-    IMAGENET1K_V1. auto uses torchvision's weights if they can be downloaded, otherwise feature_network=local."""
+    IMAGENET1K_V1. auto uses the shipped lung network for feature_network=lungs; for others, torchvision's weights if
+    they can be downloaded, otherwise feature_network=local."""
     feature_sha256: Annotated[str, tyro.conf.Suppress] = ""
     """SHA-256 of those weights, set by `resolve_weights`."""
     feature_layers: int = 3
-    """Number of layers whose features are compared, starting with the shallowest."""
+    """Number of layers whose features are compared."""
+    first_feature_layer: int = 1
+    """The shallowest of these layers. 1: the network's first; for vgg16, 2 is relu2_2."""
 
     overlap_weight: float = 10.0
     """Weight of the overlap loss: 1 − Dice of the lung fields and those of the target."""
@@ -126,7 +143,8 @@ class AlignRecipe(Recipe):
     structure_weight: float = 0.3
     """Weight of the structure loss: 1 − local correlation of the image and the target, at two scales."""
     equivariance_weight: float = 3.0
-    """Weight of the equivariance loss: distance between the alignments of two random warps of an image."""
+    """Weight of the equivariance loss: distance between the alignments of two random warps of an image. 0: each
+    image is warped once."""
     identity_weight: float = 1.0
     """Weight of the identity loss: distance of a batch's mean transform from the identity. It keeps the common frame
     in place."""
@@ -137,26 +155,41 @@ class AlignRecipe(Recipe):
     """Augmentation: maximum zoom factor, in and out."""
     translate: float = 0.1
     """Augmentation: maximum translation as a fraction of the width."""
+    gamma: float = 1.5
+    """Augmentation: maximum gamma, up and down. 1: only brightness and contrast change."""
+    noise: float = 0.02
+    """Augmentation: maximum standard deviation of noise; white is 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("parameterization", self.parameterization, tuple(PARAMETERS))
         one_of("backbone", self.backbone, BACKBONES)
+        one_of("pooling", self.pooling, POOLINGS)
+        one_of("decay", self.decay, get_args(Decay))
         one_of("target", self.target, get_args(TargetStrategy))
         one_of("feature_network", self.feature_network, perceptual.KINDS)
         for name in ("iterations", "lung_phantoms", "lung_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.output_width < 0:
+            raise UserError(f"output_width: expected a width in pixels, or 0, got {self.output_width}")
+        if not (1 <= self.gamma < math.inf and 0 <= self.noise < 1):
+            raise UserError(f"expected gamma >= 1 and noise from 0 to 1, got {self.gamma:g} and {self.noise:g}")
         deepest = perceptual.DEEPEST[self.feature_network]
-        if not 1 <= self.feature_layers <= deepest:
+        if not 1 <= self.first_feature_layer <= self.last_feature_layer <= deepest:
             raise UserError(
-                f"feature_layers: expected 1 to {deepest} for feature_network={self.feature_network}, got "
-                f"{self.feature_layers}"
+                f"feature_layers: expected layers from 1 to {deepest} for feature_network={self.feature_network}, "
+                f"got {self.feature_layers} from layer {self.first_feature_layer} on"
             )
-        if self.feature_network == "lungs" and not pretrained.is_uri(self.feature_pretrained):
+        if self.backbone_pretrained and not self.torchvision_backbone:
             raise UserError(
-                f"feature_pretrained: expected the URI of an aligner's checkpoint for feature_network=lungs, got "
-                f"{self.feature_pretrained!r}"
+                f"backbone_pretrained: expected a ResNet, such as backbone=resnet18, got backbone={self.backbone}"
+            )
+        is_auto = self.feature_pretrained == pretrained.AUTO
+        if self.feature_network == "lungs" and not (is_auto or pretrained.is_uri(self.feature_pretrained)):
+            raise UserError(
+                f"feature_pretrained: expected auto, or the URI of an aligner's checkpoint, for "
+                f"feature_network=lungs, got {self.feature_pretrained!r}"
             )
         if self.feature_network != "local" and not self.feature_pretrained:
             raise UserError(
@@ -186,9 +219,23 @@ class AlignRecipe(Recipe):
     def monitor(self) -> str:
         return "pairwise_lung_iou" if self.lungs else "group_correlation"
 
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        """Height and width in pixels of the aligned images that are compared with the target."""
+        return self.size, self.output_width or self.size
+
+    @property
+    def last_feature_layer(self) -> int:
+        return self.first_feature_layer + self.feature_layers - 1
+
+    @property
+    def torchvision_backbone(self) -> str:
+        """The backbone's name in torchvision; empty for the small networks."""
+        return self.backbone if self.backbone.startswith("resnet") else ""
+
     def network(self, findings: Sequence[str]) -> SpatialTransformer:
         lungs = LungField() if self.lungs else None
-        backbone = make_backbone(self.backbone, channels=1 + self.lungs)
+        backbone = make_backbone(self.backbone, channels=1 + self.lungs, pooling=self.pooling)
         return SpatialTransformer(backbone, self.parameterization, self.iterations, lungs)
 
     def task(self, network: nn.Module) -> AlignTask:
@@ -198,20 +245,24 @@ class AlignRecipe(Recipe):
         return {schema.THETA: network(unit_pixels(batch, self.size)).reshape(-1, 6)}
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """aligned: the images as stored, aligned, (B, H, W)."""
-        theta = network(unit_pixels(batch, self.size))
-        aligned = warp(unit_pixels(batch, batch[schema.PIXELS].shape[-1]), theta)
+        """aligned: the images as stored, aligned, (B, H, W), in the shape of the output."""
+        theta, stored_size = network(unit_pixels(batch, self.size)), batch[schema.PIXELS].shape[-1]
+        height, width = self.output_shape
+        aligned = warp(unit_pixels(batch, stored_size), theta, (stored_size, round(stored_size * width / height)))
         return {"aligned": aligned[:, 0].mul(255).round().clamp(0, 255).to(torch.uint8)}
 
     def search_space(self) -> dict[str, BaseDistribution]:
         def log_uniform(low: float, high: float) -> FloatDistribution:
             return FloatDistribution(low, high, log=True)
 
+        features = self._searched_feature_networks()
+        deepest = min(perceptual.DEEPEST[kind] for kind in features)
         space: dict[str, BaseDistribution] = {
             "lr": log_uniform(3e-4, 5e-3),
-            "backbone": CategoricalDistribution(["conv3", "conv4", "conv5", "conv6"]),
             "parameterization": CategoricalDistribution(list(PARAMETERS)),
-            "feature_layers": IntDistribution(1, perceptual.DEEPEST[self.feature_network]),
+            "iterations": IntDistribution(1, 4),
+            "feature_network": CategoricalDistribution(features),
+            "feature_layers": IntDistribution(1, deepest - self.first_feature_layer + 1),
             "pixel_weight": log_uniform(0.01, 1),
             "feature_weight": log_uniform(0.01, 3),
             "structure_weight": log_uniform(0.03, 3),
@@ -219,14 +270,30 @@ class AlignRecipe(Recipe):
         }
         if not self.target_uri:
             space["target"] = CategoricalDistribution(list(get_args(TargetStrategy)))
+        if not self.backbone_pretrained:
+            space["backbone"] = CategoricalDistribution(["conv3", "conv4", "conv5", "conv6"])
         return space | ({"overlap_weight": log_uniform(1, 30)} if self.lungs else {})
+
+    def _searched_feature_networks(self) -> list[FeatureKind]:
+        """local, and the given network or, if there is none, the encoder of the shipped lung network."""
+        if self.feature_network != "local":
+            return ["local", self.feature_network]
+        return ["local", "lungs"] if self.feature_pretrained == pretrained.AUTO else ["local"]
+
+    def make_optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
+        return AdamWWithCosine(self).make_optimizer(task, stage, fused=fused)
+
+    def make_schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
+        if self.decay == "linear":
+            return optimizers.linear(optimizer, stage.epochs * updates_per_epoch)
+        return AdamWWithCosine(self).make_schedule(optimizer, stage, updates_per_epoch)
 
     def degenerate_reason(self, metrics: Mapping[str, float]) -> str:
         return alignment.degenerate(metrics["mean_scale"], metrics["mean_translation_pct"] / 100, metrics["mirrored"])
 
     @property
     def is_pretrained(self) -> bool:
-        return not self.lungs or self.lung_pretrained != TRAIN
+        return self.lung_pretrained != TRAIN
 
     def pretrain_shared(self, out: str) -> Self:
         """Train the lung network into OUT/lungs, if lung_pretrained=train."""
@@ -236,23 +303,31 @@ class AlignRecipe(Recipe):
         return self.replace(lung_pretrained=lung_pretraining.pretrain(training, storage.join(out, "lungs")))
 
     def initial_weights(self) -> dict[str, str]:
-        lungs = {"lung_pretrained": ""} if self.lungs and pretrained.is_uri(self.lung_pretrained) else {}
-        return lungs | self._feature_weights()
+        backbone = {"backbone_pretrained": self.torchvision_backbone} if self.torchvision_backbone else {}
+        lungs = {"lung_pretrained": ""} if pretrained.is_uri(self.lung_pretrained) else {}
+        return backbone | lungs | self._feature_weights()
 
     def _feature_weights(self) -> dict[str, str]:
         """The initial weights of the perceptual loss, which are needed in every epoch."""
-        if self.feature_network == "local":
-            return {}
-        return {"feature_pretrained": "" if self.feature_network == "lungs" else self.feature_network}
+        if self.feature_network == "lungs":
+            return {"feature_pretrained": ""} if self.feature_pretrained != pretrained.AUTO else {}
+        return {} if self.feature_network == "local" else {"feature_pretrained": self.feature_network}
 
     def fit_weights(self, setting: str, weights: Weights) -> Fit:
+        if setting == "backbone_pretrained":
+            blocks = make_backbone(self.backbone, channels=1 + self.lungs).blocks
+            return pretrained.match(blocks.state_dict(), weights.state, self.backbone)
         if setting == "lung_pretrained":
             return lung_pretraining.match_weights(weights.state)
         return perceptual.needed(self.feature_network, weights.state)
 
     def without_weights(self, setting: str) -> Self | None:
-        layers = min(self.feature_layers, perceptual.DEEPEST["local"])
-        return self.replace(feature_network="local", feature_layers=layers)
+        if setting != "feature_pretrained":
+            return super().without_weights(setting)
+        deepest = perceptual.DEEPEST["local"]
+        first = min(self.first_feature_layer, deepest)
+        layers = min(self.last_feature_layer, deepest) - first + 1
+        return self.replace(feature_network="local", first_feature_layer=first, feature_layers=layers)
 
     def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
         recipe, notes = super().resolve_weights(out)
@@ -288,9 +363,11 @@ class AlignTask(Task):
         assert isinstance(network, SpatialTransformer)
         self.recipe = recipe
         self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.features = _feature_network(recipe)
-        saved = read_target(recipe.target_uri) if recipe.target_uri else torch.zeros(recipe.size, recipe.size)
-        shape = (recipe.size, recipe.size)
+        kind = recipe.feature_network if recipe.feature_weight else "local"  # its features are not compared
+        layers = (recipe.last_feature_layer, recipe.first_feature_layer) if recipe.feature_weight else (1, 1)
+        self.features = feature_network(kind, recipe.feature_pretrained, *layers)
+        shape = recipe.output_shape
+        saved = read_target(recipe.target_uri) if recipe.target_uri else torch.zeros(shape)
         target = F.interpolate(saved.float()[None, None], shape, mode="bilinear", antialias=True)
         self.register_buffer("target", target)
         self.register_buffer("lung_target", torch.zeros_like(target))
@@ -307,22 +384,31 @@ class AlignTask(Task):
         return "saved" if self.recipe.target_uri else self.recipe.target
 
     def begin(self, batches: Batches, workers: Communicator) -> None:
-        """Load the lung network, and compute the target from the training images.
+        """Load the pretrained networks, and compute the target from the training images.
 
         Raises:
             UserError: the lung network has not been trained yet: call `AlignRecipe.pretrain_shared` first.
         """
+        recipe = self.recipe
+        if recipe.backbone_pretrained:
+            weights = pretrained.from_uri(recipe.backbone_pretrained)
+            pretrained.load(self.network.backbone.get_submodule("blocks"), weights, recipe.backbone)
         if self.network.lungs is not None:
-            self.network.lungs.load_state_dict(lung_pretraining.load_weights(self.recipe.lung_pretrained))
+            self.network.lungs.load_state_dict(lung_pretraining.load_weights(recipe.lung_pretrained))
         if self.strategy == "saved":
             self.lung_target = self._lung_fields(self.target)
             return
+        by_lungs = self.strategy == "lung_crops"
+        lung_field = lung_network(recipe.lung_pretrained, self.target.device) if by_lungs else None
         image, lungs, features = Mean(), Mean(), [Mean() for _ in self.feature_targets]
         with torch.no_grad():
             for batch in batches():
-                z = normalize_contrast(unit_pixels(batch, self.recipe.size))
+                x = unit_pixels(batch, recipe.size)
+                theta = lung_crops(lung_field, x) if lung_field else identity(1, x.device)
+                z = normalize_contrast(x)
+                z, z_lungs = warp(torch.cat([z, self._lung_fields(z)], 1), theta, recipe.output_shape).split(1, 1)
                 image.add(z)
-                lungs.add(self._lung_fields(z))
+                lungs.add(z_lungs)
                 for meter, values in zip(features, self.features(z) if features else (), strict=True):
                     meter.add(values)
         self.target = normalize_contrast(image.over(workers, self.target[0])[None].float())
@@ -338,14 +424,15 @@ class AlignTask(Task):
         return torch.zeros_like(z_B1HW) if self.network.lungs is None else self.network.lungs(z_B1HW)
 
     def augmented(self, batch: Batch) -> Batch:
-        """Two random warps of each image, each with another exposure.
+        """V random warps of each image, each with another exposure; V is 2 if they are compared, otherwise 1.
 
-        pixels: (B, size, size), unchanged except for their size. warps: (2B, 2, 3), first one of every image, then
-        the other. warped: the network's input, (2B, 1, size, size).
+        pixels: (B, size, size), unchanged except for their size. warps: (VB, 2, 3), first one of every image, then
+        the other. warped: the network's input, (VB, 1, size, size).
         """
         x = unit_pixels(batch, self.recipe.size)
-        warps = self._random_warps(2 * len(x), x.device)
-        warped = random_exposure(warp(x.repeat(2, 1, 1, 1), warps))
+        x_repeated = x.repeat(1 + bool(self.recipe.equivariance_weight), 1, 1, 1)
+        warps = self._random_warps(len(x_repeated), x.device)
+        warped = random_exposure(warp(x_repeated, warps), gamma=self.recipe.gamma, noise=self.recipe.noise)
         return batch | {schema.PIXELS: x[:, 0], WARPS: warps, WARPED: warped}
 
     def _random_warps(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -359,12 +446,12 @@ class AlignTask(Task):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Align two random warps of each image, and compare the results with the target and with each other."""
+        """Align random warps of each image, and compare the results with the target and with each other."""
         recipe, terms = self.recipe, dict[str, Tensor]()
         z = normalize_contrast(unit_pixels(batch, recipe.size))
-        z_and_lungs = torch.cat([z, self._lung_fields(z)], 1).repeat(2, 1, 1, 1)
+        z_and_lungs = torch.cat([z, self._lung_fields(z)], 1).repeat(len(batch[WARPS]) // len(z), 1, 1, 1)
         theta = compose(batch[WARPS], self.network(batch[WARPED]))  # applies to the images as stored
-        aligned_and_lungs = warp(z_and_lungs, theta)
+        aligned_and_lungs = warp(z_and_lungs, theta, recipe.output_shape)
         if self.strategy == "structure":
             self._aligned_sum = self._aligned_sum + aligned_and_lungs.detach().double().sum(0)
             self._theta_sum = self._theta_sum + theta.detach().double().sum(0)
@@ -429,7 +516,7 @@ class AlignTask(Task):
         return {
             **self._overlap(batches, workers, mean_theta),
             "equivariance_error_pct": 100 * float(equivariance_error.over(workers, scalar)),
-            **_pose_metrics(workers.gather(torch.cat(poses))),
+            **alignment.pose_metrics(workers.gather(torch.cat(poses))),
             "mean_scale": float(alignment.mean_scale(mean_theta)),
             "mean_translation_pct": 100 * float(alignment.middle_shift(mean_theta)),
             "mirrored": float(mirrored.over(workers, scalar)),
@@ -467,7 +554,7 @@ class AlignTask(Task):
         before, after, count = [], [], 0
         for x, theta, _ in self._aligned(batches):
             before.append(x[:, 0].cpu())
-            after.append(warp(x, theta)[:, 0].cpu())
+            after.append(warp(x, theta, self.recipe.output_shape)[:, 0].cpu())
             count += len(x)
             if count >= AVERAGED_IMAGES:
                 break
@@ -502,43 +589,9 @@ class AlignTask(Task):
             self.register_buffer(name, values)
 
 
-def read_target(uri: str) -> Tensor:
-    """A target (H, W) that `AlignTask.save_pictures` wrote as target.pt.
-
-    Raises:
-        UserError: there is nothing at the URI, or no target.
-    """
-    target = weight_files.load(storage.read_bytes(uri), uri)
-    if not isinstance(target, Tensor) or target.ndim != 2:
-        raise UserError(
-            f"expected a target, a tensor (height, width) as saved in target.pt, at {uri}, got something else"
-        )
-    return target
-
-
-def _feature_network(recipe: AlignRecipe) -> nn.Module:
-    if not recipe.feature_weight or recipe.feature_network == "local":
-        return perceptual.build("local", None, recipe.feature_layers if recipe.feature_weight else 1)
-    state = pretrained.from_uri(recipe.feature_pretrained)
-    return perceptual.build(recipe.feature_network, state, recipe.feature_layers)
-
-
 def _with_known_pose(theta: Tensor, batch: Batch) -> Tensor:
     """Rows (K, 12) of predicted and true transforms, of the K images whose pose is known."""
     if schema.TRUE_THETA not in batch:
         return theta.new_zeros(0, 12)
     pose = batch[schema.TRUE_THETA]
     return torch.cat([theta.flatten(1), pose], 1)[~pose.isnan().any(1)]
-
-
-def _pose_metrics(rows_12: Tensor) -> dict[str, float]:
-    if not len(rows_12):
-        return {}
-    predicted, pose = (rows.reshape(-1, 2, 3) for rows in rows_12.split(6, 1))
-    errors = 100 * alignment.pose_errors(predicted, pose)
-    before = 100 * alignment.pose_errors(identity(len(pose), pose.device), pose)
-    return {
-        "corner_error_pct": float(errors.mean()),
-        "corner_error_median_pct": float(errors.quantile(0.5)),
-        "corner_error_before_pct": float(before.mean()),
-    }

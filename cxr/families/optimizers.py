@@ -1,4 +1,4 @@
-"""Optimizers and learning rate schedules: AdamW with a cosine schedule, and Ultralytics' with a linear one."""
+"""Optimizers and learning rate schedules: AdamW with a cosine or linear schedule, and those of Ultralytics."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def warmup_cosine(optimizer: Optimizer, warmup: float, updates: int) -> LambdaLR
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)
+
+
+def linear(optimizer: Optimizer, updates: int) -> LambdaLR:
+    """The learning rate falls linearly from its peak to 0, without a warmup."""
+    return LambdaLR(optimizer, lambda update: max(0.0, 1 - update / updates))
 
 
 def grouped_sgd(network: nn.Module, lr: float, weight_decay: float, momentum: float) -> SGD:

@@ -38,6 +38,55 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {"size": 64, "epochs": 4, "backbone": "conv3"},
         ),
         "fast": Preset("Smaller images and fewer epochs, for searches on CPUs.", {"size": 96, "epochs": 12}),
+        # The spatial transformer (Jaderberg et al. 2015) as trained for chest X-rays: ResNet-18 with ImageNet
+        # weights, a hidden layer of 256, one transform of five parameters (tx, ty, sx, sy, rotation), images of 320 x
+        # 320 px, aligned images 320 px high and 256 px wide. The loss is the mean of 15 times the squared difference
+        # of the pixels and the squared differences of the features (Johnson et al. 2016) in VGG16's relu2_2 and the
+        # three deeper layers: of five terms, hence weights of 15/5 and 4/5. AdamW, 1e-4, linear decay over 20 epochs.
+        # Unlike there,
+        # - the target is the mean of all training images, not of 1,000; the square around their lungs is found by a
+        #   network trained on phantoms, and sampled with different scales for height and width;
+        # - images are normalized by their local contrast, for the network (there: ImageNet's mean and standard
+        #   deviation), for the loss of the pixels and, scaled to ImageNet's statistics, for VGG16;
+        # - the five parameters are bounded: rotation 30 degrees, scales 1/2 to 2, translation half of the width;
+        # - the loss is computed on the image as stored, sampled once through the product of the augmentation's and
+        #   the predicted transform, so that exposure affects only the network's input, and nothing is blurred twice;
+        # - the augmentation's limits are this family's (15 degrees, zoom 1.25 with a factor for each axis, shift
+        #   10 %, contrast 30 %, brightness 0.1), and it changes every image; the publication's are not known;
+        # - the batch size (16) and the order of height and width of the output are not known either;
+        # - there is no second loss network: a DenseNet-121 trained on X-rays, given by --feature-network densenet121
+        #   --first-feature-layer 1 --feature-layers 3 --feature-pretrained URI, replaces VGG16, and --target features
+        #   is the publication's other target, but of whole images;
+        # - the epoch with the highest correlation of the aligned validation images is kept;
+        # - without ImageNet weights, ResNet-18 starts from random weights, and feature_network=local replaces VGG16.
+        "published": Preset(
+            "ResNet-18 and a VGG16 perceptual loss, images of 320 px; ImageNet weights if they can be downloaded.",
+            {
+                "size": 320,
+                "output_width": 256,
+                "lr": 1e-4,
+                "weight_decay": 1e-4,
+                "decay": "linear",
+                "clip": 0.0,
+                "backbone": "resnet18",
+                "backbone_pretrained": "auto",
+                "pooling": "mean",
+                "iterations": 1,
+                "lungs": False,
+                "target": "lung_crops",
+                "feature_network": "vgg16",
+                "first_feature_layer": 2,
+                "feature_layers": 4,
+                "pixel_weight": 15 / 5,
+                "feature_weight": 4 / 5,
+                "structure_weight": 0.0,
+                "equivariance_weight": 0.0,
+                "identity_weight": 0.0,
+                "gamma": 1.0,
+                "noise": 0.0,
+            },
+            archive={"stored_size": 320},
+        ),
     },
     "aecnn": {
         # Ranjan et al. 2018: mean AUROC .8241 on ChestX-ray14 with DenseNet-201, and 35.8 dB on patches. Unlike

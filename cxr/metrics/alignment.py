@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cxr.metrics.bootstrap import ENDS, RESAMPLES, MeanInterval, ratio, resample
 from cxr.metrics.meters import Communicator, Mean
 from cxr.models.backbones import local_mean, normalize_contrast
-from cxr.models.spatial_transformer import compose, corner_distance, invert, warp
+from cxr.models.spatial_transformer import compose, corner_distance, identity, invert, warp
 
 SCALES = 0.6, 1.6  # mean scales beyond which a network has zoomed into a corner, or away from the chest
 FARTHEST = 0.2  # share of the width by which the middle of the common frame may lie off the images' middle
@@ -155,6 +155,24 @@ def pair_interval(
 def pose_errors(theta: Tensor, pose: Tensor) -> Tensor:
     """(B,) distance of corners between `in_frame_of` and the known pose, as a fraction of the width."""
     return corner_distance(in_frame_of(theta, pose), pose.double())
+
+
+def pose_metrics(rows_12: Tensor) -> dict[str, float]:
+    """Mean and median of `pose_errors` in percent, and the mean without alignment; empty without rows.
+
+    Args:
+        rows_12: (K, 12) predicted and known transforms, each flattened.
+    """
+    if not len(rows_12):
+        return {}
+    theta, pose = (rows.reshape(-1, 2, 3) for rows in rows_12.split(6, 1))
+    errors = 100 * pose_errors(theta, pose)
+    before = 100 * pose_errors(identity(len(pose), pose.device), pose)
+    return {
+        "corner_error_pct": float(errors.mean()),
+        "corner_error_median_pct": float(errors.quantile(0.5)),
+        "corner_error_before_pct": float(before.mean()),
+    }
 
 
 def in_frame_of(theta: Tensor, pose: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -12,32 +13,44 @@ from cxr.precision import in_float32
 
 BackboneName = Literal["conv3", "conv4", "conv5", "conv6", "resnet18", "resnet34", "resnet50"]
 BACKBONES: tuple[BackboneName, ...] = get_args(BackboneName)
+Pooling = Literal["grid", "mean"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 WIDTHS = (16, 32, 64, 96, 128, 128)  # channels after each block of a small network
-GRID = 4  # cells per side of the pooled features, which must keep positions
+GRID = 4  # cells per side of features pooled to a grid, which keeps positions
+GRID_FEATURES, MEAN_FEATURES = 128, 256
 
 
 class Backbone(nn.Module):
-    """Convolutions, then a small grid of cells flattened to `features` numbers.
+    """Convolutions, then a hidden layer of `features` numbers.
 
     Args:
         blocks: (B, C, H, W) to (B, channels, h, w).
-        features: length of the output.
+        pooling: the hidden layer sees a small grid of cells, or the mean, as in torchvision's classifiers.
     """
 
-    def __init__(self, blocks: nn.Sequential, channels: int, features: int = 128) -> None:
+    def __init__(self, blocks: nn.Sequential, channels: int, pooling: Pooling = "grid") -> None:
         super().__init__()
         self.blocks = blocks
-        self.squeeze = nn.Sequential(nn.Conv2d(channels, 64, 1), nn.GELU(), nn.AdaptiveAvgPool2d(GRID), nn.Flatten())
-        self.mix = nn.Sequential(nn.Linear(64 * GRID * GRID, features), nn.GELU())
-        self.features = features
+        if pooling == "grid":
+            self.features = GRID_FEATURES
+            self.squeeze = nn.Sequential(
+                nn.Conv2d(channels, 64, 1), nn.GELU(), nn.AdaptiveAvgPool2d(GRID), nn.Flatten()
+            )
+            self.mix = nn.Sequential(nn.Linear(64 * GRID * GRID, GRID_FEATURES), nn.GELU())
+        else:
+            self.features = MEAN_FEATURES
+            self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.mix = nn.Sequential(nn.Linear(channels, MEAN_FEATURES), nn.ReLU())
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.mix(self.squeeze(self.blocks(x_BCHW)))
 
 
-def make_backbone(name: BackboneName, channels: int = 1) -> Backbone:
+def make_backbone(name: BackboneName, channels: int = 1, pooling: Pooling = "grid") -> Backbone:
     """A backbone with random weights for images of `channels` channels.
+
+    The layers of a ResNet have torchvision's names in `blocks`.
 
     Raises:
         ValueError: there is no such backbone.
@@ -46,12 +59,13 @@ def make_backbone(name: BackboneName, channels: int = 1) -> Backbone:
         raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {name}")
     if name.startswith("conv"):
         depth = int(name.removeprefix("conv"))
-        return Backbone(conv_blocks(depth, channels), WIDTHS[depth - 1])
+        return Backbone(conv_blocks(depth, channels), WIDTHS[depth - 1], pooling)
     from torchvision import models as torchvision_models  # imported here because it takes seconds
 
     network = getattr(torchvision_models, name)(weights=None)
     network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    return Backbone(nn.Sequential(*list(network.children())[:-2]), network.fc.in_features)
+    layers = {layer: child for layer, child in network.named_children() if layer not in ("avgpool", "fc")}
+    return Backbone(nn.Sequential(OrderedDict(layers)), network.fc.in_features, pooling)
 
 
 def conv_blocks(depth: int, channels: int = 1) -> nn.Sequential:

@@ -76,17 +76,22 @@ class LocalFeatures(nn.Module):
 
     Each level returns (B, 4, h, w): the image, the magnitude of its gradient, and that magnitude times the cosine and
     sine of twice the gradient's angle, so that the sign of an edge does not matter.
+
+    Args:
+        levels: number of levels.
+        first: the first level that is returned, from 1.
     """
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: int, first: int = 1) -> None:
         super().__init__()
-        self.levels = levels
+        self.levels, self.first = levels, first
 
     def forward(self, x_B1HW: Tensor) -> list[Tensor]:
         features, x = [], x_B1HW.float()
-        for _ in range(self.levels):
+        for level in range(1, self.levels + 1):
             x = F.avg_pool2d(x, 2)
-            features.append(self._level(normalize_contrast(x)))
+            if level >= self.first:
+                features.append(self._level(normalize_contrast(x)))
         return features
 
     def _level(self, x: Tensor) -> Tensor:
@@ -96,23 +101,22 @@ class LocalFeatures(nn.Module):
         return torch.cat([x, magnitude, (dx.square() - dy.square()) / magnitude, 2 * dx * dy / magnitude], 1)
 
 
-def build(kind: FeatureKind, state_dict: Mapping[str, Tensor] | None, layers: int) -> nn.Module:
-    """A frozen network that returns its `layers` shallowest layers; random weights without a state dict.
+def build(kind: FeatureKind, state_dict: Mapping[str, Tensor] | None, last: int, first: int = 1) -> nn.Module:
+    """A frozen network that returns its layers `first` to `last`, from 1; random weights without a state dict.
 
     Raises:
-        ValueError: there is no such kind or number of layers, or the weights do not fit.
+        ValueError: there is no such kind or layer, or the weights do not fit.
     """
-    if kind not in KINDS or not 1 <= layers <= DEEPEST[kind]:
+    if kind not in KINDS or not 1 <= first <= last <= DEEPEST[kind]:
         raise ValueError(
-            f"expected a feature network among {', '.join(KINDS)} and 1 to {DEEPEST.get(kind, 5)} layers, got {kind} "
-            f"and {layers}"
+            f"expected a feature network among {', '.join(KINDS)} and layers from 1 to {DEEPEST.get(kind, 5)}, got "
+            f"{kind} and layers {first} to {last}"
         )
     if kind == "local":
-        return LocalFeatures(layers)
-    network = _sequential(kind, layers) if state_dict is None else _loaded(kind, state_dict, layers)
-    if kind == "lungs":
-        return FrozenLayers(network, [str(i) for i in range(layers)], imagenet=False)
-    return FrozenLayers(network, LAYERS[kind][:layers], imagenet=True)
+        return LocalFeatures(last, first)
+    network = _sequential(kind, last) if state_dict is None else _loaded(kind, state_dict, last)
+    names = LAYERS.get(kind, tuple(map(str, range(last))))
+    return FrozenLayers(network, names[first - 1 : last], imagenet=kind != "lungs")
 
 
 def needed(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int | None = None) -> Fit:

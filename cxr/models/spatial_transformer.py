@@ -108,13 +108,13 @@ def identity(count: int = 1, device: torch.device | str | None = None) -> Tensor
 
 
 @in_float32
-def warp(x_BCHW: Tensor, theta_unit: Tensor, size: int | None = None) -> Tensor:
+def warp(x_BCHW: Tensor, theta_unit: Tensor, size: int | tuple[int, int] | None = None) -> Tensor:
     """Sample images at the points to which `theta_unit` (B or 1, 2, 3) maps the output's; black outside; float32.
 
-    `size` is the height and width of the output; by default those of the input.
+    `size` is the height and width of the output, one number for both if it is square; by default those of the input.
     """
-    height, width = x_BCHW.shape[-2:]
-    grid = affine_grid(theta_unit.float(), size or height, size or width).expand(x_BCHW.shape[0], -1, -1, -1)
+    height, width = (size, size) if isinstance(size, int) else size or x_BCHW.shape[-2:]
+    grid = affine_grid(theta_unit.float(), height, width).expand(x_BCHW.shape[0], -1, -1, -1)
     return F.grid_sample(x_BCHW.float(), grid, padding_mode="zeros", align_corners=False)
 
 

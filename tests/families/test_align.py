@@ -18,8 +18,11 @@ from cxr.augment.affine_exposure import random_affine
 from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
 from cxr.families import lung_pretraining, recipe_from_dict
-from cxr.families.align import AlignRecipe, AlignTask
-from cxr.families.base import Recipe, SingleProcess
+from cxr.families.align import WARPS, AlignRecipe, AlignTask
+from cxr.families.align_target import lung_crops
+from cxr.families.base import Recipe, SingleProcess, Stage, unit_pixels
+from cxr.families.presets import preset
+from cxr.models.backbones import normalize_contrast
 from cxr.models.small_unet import LungField
 from cxr.models.spatial_transformer import identity, invert, warp
 
@@ -79,7 +82,11 @@ def test_recipes_survive_json() -> None:
         {"target": "median"},
         {"feature_network": "vgg"},
         {"feature_layers": 5},
-        {"feature_network": "lungs"},
+        {"feature_network": "lungs", "feature_pretrained": "IMAGENET1K_V1"},
+        {"first_feature_layer": 4},
+        {"backbone_pretrained": "IMAGENET1K_V1"},
+        {"output_width": -1},
+        {"gamma": 0.5},
         {"lung_steps": 0},
         {"lung_pretrained": "phantom"},
         {"pixel_weight": -1.0},
@@ -141,9 +148,64 @@ def test_terms_are_finite_float32_scalars_under_autocast() -> None:
     assert all(g.isfinite().all() for g in gradients)
 
 
+def published(**changes: Any) -> AlignRecipe:
+    """The preset on small images, without weights."""
+    tiny = {"size": SIZE, "output_width": 48, "backbone_pretrained": "", "feature_network": "local"}
+    return preset(AlignRecipe, "published").replace(**tiny, first_feature_layer=1, **changes)
+
+
+def test_the_published_loss_is_the_mean_of_the_pixel_and_feature_terms() -> None:
+    batch = posed_batch()
+    task = started(published(max_zoom=1.0, rotation_deg=0.0, translate=0.0, target="mean"), batch)
+    z = normalize_contrast(unit_pixels(batch, SIZE))
+    aligned = warp(z, identity(), (SIZE, 48))  # an untrained network moves nothing
+    layers = zip(task.features(aligned), task.features(task.target), strict=True)
+    expected = [15 * (aligned - task.target).square().mean(), *((a - b).square().mean() for a, b in layers)]
+    found = terms(task, batch)
+    assert set(found) == {"pixel", "feature"}
+    assert len(expected) == 5
+    assert sum(found.values()) == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+
+
+def test_the_published_network_and_its_output() -> None:
+    recipe, batch = published(), posed_batch(2)
+    task = started(recipe, batch)
+    sizes = [tuple(p.shape) for name, p in task.network.named_parameters() if "mix" in name or "head" in name]
+    assert sizes == [(256, 512), (256,), (5, 256), (5,)]
+    assert task.target.shape == (1, 1, SIZE, 48)
+    assert recipe.render(task.network.eval(), batch)["aligned"].shape == (2, STORED, STORED * 48 // SIZE)
+    assert len(task.augment(batch)[WARPS]) == 2  # each image is warped once
+
+
+def test_the_learning_rate_of_the_published_preset_falls_linearly() -> None:
+    recipe = published()
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
+    schedule = recipe.make_schedule(optimizer, Stage("", 2, recipe.lr), updates_per_epoch=5)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1e-4 * (1 - update / 10) for update in range(10)])
+
+
+def test_lung_crops_enclose_the_lungs_and_leave_images_without_lungs() -> None:
+    batch = posed_batch(3)
+    lungs = F.interpolate(batch[schema.MASKS][:, None].float(), (SIZE, SIZE), mode="area")
+    lungs[2] = 0
+    theta = lung_crops(Found(lungs), unit_pixels(batch, SIZE))  # pyright: ignore[reportArgumentType]
+    cropped = warp(lungs, theta)
+    assert (cropped.sum((1, 2, 3)) * torch.linalg.det(theta[..., :2]))[:2] == pytest.approx(
+        lungs.sum((1, 2, 3))[:2], rel=0.05
+    )
+    assert (cropped[:2, 0].amax((1, 2)) > 0.5).all()
+    assert (torch.linalg.det(theta[:2, :, :2]) < 0.9).all()
+    assert torch.equal(theta[2], identity()[0])
+
+
 def test_only_the_structure_target_is_updated() -> None:
     batch = posed_batch(32)
-    for strategy, moves in (("structure", True), ("mean", False), ("features", False)):
+    for strategy, moves in (("structure", True), ("mean", False), ("lung_crops", False), ("features", False)):
         task = started(small(target=strategy), batch)
         before = {name: values.clone() for name, values in task.named_buffers(recurse=False)}
         terms(task, batch)

@@ -95,7 +95,7 @@ def test_errors_of_recipe_files_name_the_mistake(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--preset", "best"], "--preset: expected one of demo, fast for family align, got best"),
+        (["--preset", "best"], "--preset: expected one of demo, fast, published for family align, got best"),
         (["--preset", "demo", "--recipe", "x"], "give one of them"),
         (["--recipe", "/gone.yaml"], "/gone.yaml"),
     ],

@@ -138,6 +138,8 @@ def test_settings_of_disabled_parts_are_not_searched() -> None:
     assert "feature_layers" in AlignRecipe().active_search_space()
     assert "feature_layers" not in AlignRecipe().active_search_space(["feature_weight"])
     assert "feature_layers" in AlignRecipe(feature_weight=1.0).active_search_space(["feature_weight"])
+    assert {"iterations", "feature_network"} <= set(AlignRecipe().active_search_space())
+    assert "feature_network" not in AlignRecipe().active_search_space(["feature_weight"])
     assert "target" not in AlignRecipe(target_uri="target.pt").active_search_space()
     assert "box_weight" not in AttendRecipe(box_fraction=0).active_search_space()
 

@@ -29,6 +29,17 @@ def test_layers_run_from_shallow_to_deep(kind: FeatureKind) -> None:
         assert [(f.shape[1], f.shape[2]) for f in features] == SIZES[kind][:layers]
 
 
+@pytest.mark.parametrize("kind", ["local", "lungs"])
+def test_layers_can_start_deeper(kind: FeatureKind) -> None:
+    x = torch.randn(1, 1, 64, 64)
+    torch.manual_seed(0)
+    features = perceptual.build(kind, None, 3)(x)
+    torch.manual_seed(0)
+    deeper = perceptual.build(kind, None, 3, first=2)(x)
+    assert len(deeper) == 2
+    assert all(torch.equal(a, b) for a, b in zip(features[1:], deeper, strict=True))
+
+
 def test_names_are_compared_exactly() -> None:
     """ "1" is part of "10" and of "11", but names one layer."""
     steps = nn.Sequential(*[AddOne() for _ in range(12)])

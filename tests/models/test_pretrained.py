@@ -41,6 +41,10 @@ NAMED: dict[str, tuple[Recipe, str]] = {
         SMALL["align"].replace(feature_network="vgg16", feature_weight=1.0, feature_pretrained=NAME),
         "feature_pretrained",
     ),
+    "align backbone": (
+        SMALL["align"].replace(backbone="resnet18", pooling="mean", backbone_pretrained=NAME),
+        "backbone_pretrained",
+    ),
     "attend": (SMALL["attend"].replace(backbone_pretrained=NAME), "backbone_pretrained"),
     "localize": (SMALL["localize"].replace(backbone="resnet18", backbone_pretrained=NAME), "backbone_pretrained"),
     "lungs": (

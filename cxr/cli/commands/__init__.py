@@ -194,7 +194,7 @@ COMMANDS: dict[str, Command] = {
         ),
         _tune(
             "align",
-            "Search the aligner's loss weights, depths, parameterization, target strategy and learning rate.",
+            "Search the aligner's loss weights, features, network, parameterization, target and learning rate.",
             preset="fast",
         ),
         _tune(
