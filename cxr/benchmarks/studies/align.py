@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from cxr.metrics.alignment import centered, iou_matrix, off_diagonal_mean, resam
 from cxr.models.spatial_transformer import identity, warp
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
+from cxr.sources.splits import hash_values
 from cxr.storage import normalize
 
 ROTATION_DEG, SCALE, SHIFT = (
@@ -41,6 +43,10 @@ ROTATION_DEG, SCALE, SHIFT = (
 RESAMPLES = 2000
 GIVEN, ECC, CXR, BEST = "given", "ecc", "cxr", "best_affine"
 _BLOCK = 64  # images that are decoded or aligned at a time
+
+Half = Literal["all", "choosing", "reporting"]
+"""Which patients' images are compared. Settings are chosen on one half, and figures reported on the other."""
+_HALF_SEED = 1  # of the hash that divides the patients; other than that of the splits
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,19 @@ class AlignmentComparison:
     seconds: dict[str, float] = field(default_factory=dict)  # method -> CPU time of one thread per image
 
 
-def read(archives: Sequence[str], size: int, limit: int = 0) -> tuple[Masked, list[str]]:
+def read(archives: Sequence[str], size: int, limit: int = 0, half: Half = "all") -> tuple[Masked, list[str]]:
     """Every image of the archives that has a lung mask, in squares of `size` px, and notes on images left out.
 
-    `limit` is the maximum number of images of each archive; 0 for all.
+    Args:
+        limit: maximum number of images of each archive; 0 for all.
+        half: which patients; a hash of the patient's id decides.
 
     Raises:
         UserError: fewer than two images with masks, or an archive that cannot be opened.
     """
     parts, notes = [], []
     for archive in archives:
-        part, left_out = _read(archive, PixelFormat(size), limit)
+        part, left_out = _read(archive, PixelFormat(size), limit, half)
         parts.append(part)
         notes += left_out
     images = Masked(
@@ -94,8 +102,12 @@ def read(archives: Sequence[str], size: int, limit: int = 0) -> tuple[Masked, li
     return images, notes
 
 
-def _read(archive: str, pixels: PixelFormat, limit: int) -> tuple[Masked, list[str]]:
-    table = open_manifest(archive).table.slice(0, limit or None)
+def _read(archive: str, pixels: PixelFormat, limit: int, half: Half) -> tuple[Masked, list[str]]:
+    table = open_manifest(archive).table
+    if half != "all":
+        choosing = hash_values(table[schema.PATIENT_ID].combine_chunks(), _HALF_SEED) < 0.5
+        table = table.filter(pa.array(choosing == (half == "choosing")))
+    table = table.slice(0, limit or None)
     blocks = [_block(table.slice(start, _BLOCK), pixels) for start in range(0, len(table), _BLOCK)]
     image_ids = [image_id for ids, _, _ in blocks for image_id in ids]
     images, masks = torch.cat([block[1] for block in blocks]), torch.cat([block[2] for block in blocks])

@@ -3,6 +3,8 @@
 cxr benchmark align  # on phantoms, with an aligner trained for a minute
 
 cxr benchmark align --archive /data/montgomery --archive /data/shenzhen --checkpoint s3://xrays/align
+
+Choose settings with --half choosing, and report figures with --half reporting.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tyro
 
 from cxr import storage
 from cxr.benchmarks.studies import align
+from cxr.benchmarks.studies.align import Half
 from cxr.benchmarks.studies.align_pictures import save_pictures
 from cxr.benchmarks.studies.ecc import Ecc
 from cxr.cli.phantoms import phantom_archive
@@ -42,6 +45,9 @@ class Options:
     """Random seed of the poses and of the bootstrap."""
     limit: int = 0
     """Maximum number of images per archive. 0: all."""
+    half: Half = "all"
+    """Compare only the images of one half of the patients, divided by a hash of their ids: the half on which settings
+    are chosen, or the half on which figures are reported."""
     size: int = 256
     """Height and width, in pixels, at which images and masks are compared."""
 
@@ -50,7 +56,7 @@ def main(options: Options) -> dict[str, Any]:
     out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
     aligner = checkpoint.load(options.checkpoint or demo_aligner_checkpoint(archives[0], out))
-    images, notes = align.read(archives, options.size, options.limit)
+    images, notes = align.read(archives, options.size, options.limit, options.half)
     for note in notes:
         print(f"note: {note}", flush=True)
     print(f"{counted(len(images), 'image')} with lung masks", flush=True)

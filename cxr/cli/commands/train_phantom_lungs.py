@@ -6,7 +6,7 @@ cxr train phantom-lungs --out runs/phantom_lungs
 
 cxr train phantom-lungs --steps 0 --archive /data/montgomery --archive /data/shenzhen
 
-The last command measures the shipped network.
+The last command measures the shipped network, on the images of one half of the patients with --half.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -42,6 +42,8 @@ class Options:
     """Seed of the phantoms, the initial weights and the augmentation."""
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Folder or URI of an archive with lung masks to measure the network on; may be repeated."""
+    half: Literal["all", "choosing", "reporting"] = "all"
+    """Measure only on the images of one half of the patients; see `cxr benchmark align`."""
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 32 or self.phantoms < 1 or self.steps < 0:
@@ -82,7 +84,7 @@ def _measure(network: LungField, options: Options) -> dict[str, float]:
         phantoms = lung_pretraining.render_phantoms(lung_pretraining.HELD_OUT, size, options.seed + 1)
         measured = {"phantoms": phantoms.split(1, 1)}
         for archive in options.archive:
-            images, notes = align.read([archive], size)
+            images, notes = align.read([archive], size, half=options.half)
             for note in notes:
                 print(f"note: {note}", flush=True)
             measured[images.sources[0]] = images.pixels[:, None], 255 * images.masks[:, None].to(torch.uint8)
