@@ -90,13 +90,9 @@ class RecipeOptions:
 
     def presets_help(self) -> str:
         """The family's presets, one per line, for `--help`."""
-        from cxr.families.presets import PRESETS
+        from cxr.families.presets import PRESETS, presets_help
 
-        presets = PRESETS[self.recipe.family]
-        width = max(map(len, presets), default=0)
-        return "Presets:\n" + "\n".join(
-            f"  {name:<{width}}  {preset.description}" for name, preset in presets.items()
-        )
+        return presets_help(PRESETS[self.recipe.family])
 
 
 @dataclass(frozen=True, kw_only=True)

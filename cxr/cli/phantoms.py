@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cxr import storage
 from cxr.cli.options import ArchiveOptions
 from cxr.phantom.archive import write_phantom
 from cxr.phantom.siim import write_siim_phantom
+from cxr.schema import FINDINGS
 from cxr.sources import chestxray14, siim
 
 
-def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
+def phantom_archive(
+    out: str, count: int = 160, size: int = 256, findings: Sequence[str] = FINDINGS, prevalence: float = 0.5
+) -> str:
     """A small synthetic archive in OUT/phantoms, generated once, for a job without an archive."""
     uri = storage.join(out, "phantoms")
     if not chestxray14.detect(uri):
         print(f"no --archive given: generating {count} phantom X-rays in {uri}", flush=True)
-        write_phantom(uri, count, size=size)
+        write_phantom(uri, count, size=size, findings=findings, prevalence=prevalence)
     return uri
 
 

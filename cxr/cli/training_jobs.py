@@ -22,6 +22,7 @@ from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe, SomeRecipe
 from cxr.families.compatibility import check_ray_reader, fold_of
+from cxr.families.lungs import LungsRecipe
 from cxr.families.presets import RECIPE_FILE, preset
 from cxr.models import pretrained
 from cxr.reporting import folds
@@ -84,6 +85,11 @@ def demo_aligner_checkpoint(archive: str, out: str) -> str:
 def demo_compressor_checkpoint(archive: str, out: str) -> str:
     """An AE-CNN of preset `demo` in OUT/compressor, for a job without a checkpoint; trained in the first call."""
     return _trained_once(preset(AecnnRecipe, "demo"), archive, storage.join(out, "compressor"))
+
+
+def demo_lung_checkpoint(archive: str, out: str) -> str:
+    """A lung network of preset `demo` in OUT/lungs, for a job without a checkpoint; trained in the first call."""
+    return _trained_once(preset(LungsRecipe, "demo"), archive, storage.join(out, "lungs"))
 
 
 def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:

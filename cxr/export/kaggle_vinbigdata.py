@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -125,10 +124,7 @@ def _predicted_boxes(
             f"{run.uri} has {counted(every, 'box', 'boxes')}, but none for VinBigData's findings: train the detector "
             f"on VinBigData's annotations"
         )
-    flat = flat.at(np.lexsort((-flat.score, flat.image))).scaled(*scales.T)
-    ends = np.searchsorted(flat.image, np.arange(len(scores.good) + 1)).tolist()
-    parts = (slice(*pair) for pair in pairwise(ends))
-    return [ScoredBoxes(flat.xyxy[of], flat.score[of], flat.finding[of]) for of in parts], every - len(flat.image)
+    return flat.scaled(*scales.T).by_image(len(scores.good)), every - len(flat.image)
 
 
 def _filtered(boxes: ScoredBoxes, image_id: str, normal: NormalFilter | None) -> ScoredBoxes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from cxr.families.checkpoint_files import ABOUT
 if TYPE_CHECKING:
     from cxr.families.base import SomeRecipe
 
+HELP_WIDTH = 110  # characters of a line
 RECIPE_FILE = "recipe.json"  # in OUT of a job that trains: the recipe that was used
 
 
@@ -29,6 +31,16 @@ class Preset:
     """Options of `cxr.cli.options.ArchiveOptions`."""
     run: Mapping[str, Any] = field(default_factory=dict)
     """Options of `cxr.training.options.RunOptions`."""
+    protocol: str = ""
+    """Of a preset that follows a paper: data set, splits, and the score that the paper reports."""
+    differences: Sequence[str] = ()
+    """Everything in which the preset is known to differ from the paper, a clause each."""
+
+    def details(self) -> list[str]:
+        """What the preset says of its paper, in paragraphs."""
+        protocol = [self.protocol] if self.protocol else []
+        head = ["Differs from the paper:"] if self.differences else []
+        return [*protocol, *head, *(f"- {difference}" for difference in self.differences)]
 
 
 PRESETS: dict[str, dict[str, Preset]] = {
@@ -228,6 +240,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
     "lungs": {
+        "demo": Preset(
+            "A small U-Net on images of 96 px, for two CPU cores and a minute.",
+            {"size": 96, "epochs": 12, "warmup_size": 0, "warmup_epochs": 0, "batch_size": 8, "ema": 0.9},
+        ),
         "reported": Preset(
             "The 100 epochs behind the lung figures in the documentation.", {"epochs": 50, "warmup_epochs": 50}
         ),
@@ -250,6 +266,18 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
 }
+
+
+def presets_help(presets: Mapping[str, Preset]) -> str:
+    """Presets with what they say, for `--help`."""
+    width, lines = max(map(len, presets), default=0), ["Presets:"]
+    for name, preset in presets.items():
+        lines.append(f"  {name:<{width}}  {preset.description}")
+        for text in preset.details():
+            below = " " * (width + 4)
+            hanging = below + "  " * text.startswith("- ")
+            lines += textwrap.wrap(text, HELP_WIDTH, initial_indent=below, subsequent_indent=hanging)
+    return "\n".join(lines)
 
 
 def find_preset(family: str, name: str) -> Preset:

@@ -21,7 +21,7 @@ from cxr.training import mlflow_log
 from cxr.training.fit import fit, room
 from cxr.training.options import RunOptions
 
-ABOUT, ARCHIVE = "study.json", "archive"
+ABOUT, ARCHIVE = "study.json", "archive"  # ARCHIVE: URIs by the names of the recipes
 RUN_CPU = 0.01  # of the process that looks after a run; its workers hold the rest
 
 
@@ -37,7 +37,7 @@ class Trained:
 def train_all(
     recipes: Mapping[str, Recipe],
     seeds: Sequence[int] | None,
-    archive: str,
+    archive: str | Mapping[str, str],
     out: str,
     run: RunOptions | None = None,
     *,
@@ -50,20 +50,22 @@ def train_all(
 
     Args:
         seeds: None: each recipe with its own.
+        archive: the URI of an archive or shards, or of each recipe's own, by its name.
         continue_on_failure: report a run that fails and leave it out of the result; the other runs continue.
 
     Raises:
         UserError: OUT contains runs of other recipes or archives, a mistake in a run, or a cluster too small for one.
     """
     run = run or RunOptions()
-    _check_same(recipes, archive, out)
+    archives = _by_name(recipes, archive)
+    _check_same(recipes, archives, out)
     planned = [
         (name, seed, storage.join(out, name, f"seed-{seed}"))
         for name, recipe in recipes.items()
         for seed in seeds or (recipe.seed,)
     ]
     todo = [item for item in planned if not _finished(item[2])]
-    fits = room(run, raw=not shards.is_shards(storage.normalize(archive)), beside=RUN_CPU)
+    fits = room(run, raw=not all(map(shards.is_shards, {*archives.values()})), beside=RUN_CPU)
     mlflow_log.create_experiment()
     start = ray.remote(num_cpus=RUN_CPU, max_retries=run.max_failures)(_train_one)
     running: dict[Any, str] = {}
@@ -71,7 +73,8 @@ def train_all(
         if len(running) == fits:
             _wait(running, continue_on_failure)
         console.say(f"run {number} of {len(todo)}: {name}, seed {seed}")
-        running[start.remote(recipes[name].replace(seed=seed).to_dict(), archive, folder, run, reading)] = folder
+        recipe = recipes[name].replace(seed=seed).to_dict()
+        running[start.remote(recipe, archives[name], folder, run, reading)] = folder
     while running:
         _wait(running, continue_on_failure)
     return [
@@ -83,19 +86,27 @@ def _finished(folder: str) -> bool:
     return storage.exists(storage.join(folder, "checkpoint", checkpoint_files.ABOUT))
 
 
-def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:
+def _by_name(recipes: Mapping[str, Recipe], archive: str | Mapping[str, str]) -> dict[str, str]:
+    """The normalized URI of each recipe's archive."""
+    return {name: storage.normalize(archive if isinstance(archive, str) else archive[name]) for name in recipes}
+
+
+def _check_same(recipes: Mapping[str, Recipe], archive: str | Mapping[str, str], out: str) -> None:
     """Write what the study compares. Recipes may be added; raises UserError if OUT contains a different study."""
-    about, archive = storage.join(out, ABOUT), storage.normalize(archive)
-    before: dict[str, Any] = storage.read_json(about) if storage.exists(about) else {ARCHIVE: archive}
-    changed = [f"{ARCHIVE} was {before[ARCHIVE]}, is {archive}"] if before[ARCHIVE] != archive else []
+    about, archives = storage.join(out, ABOUT), _by_name(recipes, archive)
+    before: dict[str, Any] = storage.read_json(about) if storage.exists(about) else {ARCHIVE: {}}
+    changed = []
     for name in (name for name in recipes if name in before):
+        was = before[ARCHIVE][name]
+        changed += [f"{name}: {ARCHIVE} was {was}, is {archives[name]}"] if was != archives[name] else []
         changed += [f"{name}: {change}" for change in recipes[name].changes_from(before[name])]
     if changed:
         raise UserError(
             f"{out} contains a study of other settings ({'; '.join(changed)}): give another --out, or the same "
             f"settings"
         )
-    storage.write_json(about, {**before, **{name: recipe.to_dict() for name, recipe in recipes.items()}})
+    settings = {name: recipe.to_dict() for name, recipe in recipes.items()}
+    storage.write_json(about, {**before, ARCHIVE: {**before[ARCHIVE], **archives}, **settings})
 
 
 def _wait(running: dict[Any, str], continue_on_failure: bool) -> None:

@@ -245,6 +245,7 @@ COMMANDS: dict[str, Command] = {
         Command("benchmark align", "benchmark_align"),
         Command("benchmark compression", "benchmark_compression"),
         Command("benchmark detect", "benchmark_detect"),
+        Command("benchmark detection", "study_detection"),
         Command("benchmark fusion", "benchmark_fusion"),
         Command("benchmark heads", "benchmark_heads"),
         Command("benchmark input", "benchmark_input"),

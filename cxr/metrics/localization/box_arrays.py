@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema
+from cxr.boxes import ScoredBoxes
 
 _CORNERS = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
 
@@ -35,6 +37,20 @@ class Boxes:
         xyxy = np.stack([_floats(boxes, name) for name in _CORNERS], axis=1)
         image = pc.list_parent_indices(chunk).to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(image[named], labels.drop_null().to_numpy().astype(np.int64), xyxy[named], score[named])
+
+    @classmethod
+    def of_images(cls, images: Sequence[ScoredBoxes]) -> Boxes:
+        """From the boxes of each image, whose labels are indices of findings."""
+        number = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])
+        boxes, scores, labels = (np.concatenate(parts) for parts in zip(ScoredBoxes.empty(), *images, strict=True))
+        return cls(number, labels, boxes, scores)
+
+    def by_image(self, images: int) -> list[ScoredBoxes]:
+        """The boxes of each of so many images, best score first."""
+        order = np.lexsort((-self.score, self.image))
+        ends = np.searchsorted(self.image[order], np.arange(images + 1)).tolist()
+        parts = (order[start:end] for start, end in pairwise(ends))
+        return [ScoredBoxes(self.xyxy[of], self.score[of], self.finding[of]) for of in parts]
 
     def scaled(self, width_N: np.ndarray, height_N: np.ndarray) -> Boxes:
         """The boxes with x and y multiplied by one number per image, for example its width and height."""

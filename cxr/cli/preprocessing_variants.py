@@ -1,0 +1,58 @@
+"""Ways to preprocess images, which studies compare one by one with none: recipes and shards of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cxr import storage
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import demo_lung_checkpoint, ensure_shards
+from cxr.data import shards
+from cxr.errors import UserError
+from cxr.families.base import Recipe, SomeRecipe
+
+NONE, LUNG_CROP = "none", "lung-crop"
+VARIANTS: Mapping[str, Mapping[str, str]] = {
+    NONE: {},
+    "median": {"denoise": "median"},
+    "nlm": {"denoise": "nlm"},
+    "percentile": {"normalize": "percentile"},
+    "clahe": {"equalize": "clahe"},
+    LUNG_CROP: {},
+}
+"""Settings in which each variant's recipe differs from that of the job; that of `LUNG_CROP` is a checkpoint."""
+
+
+def check_variants(names: Sequence[str], archive: ArchiveOptions, lungs: str) -> None:
+    """Raise UserError if variants are unknown, or the archive or the lung checkpoint does not suit them."""
+    if unknown := [name for name in names if name not in VARIANTS or name == NONE]:
+        others = ", ".join(name for name in VARIANTS if name != NONE)
+        raise UserError(f"--preprocessing: expected some of {others}, got {' '.join(unknown)}: correct it")
+    if archive.stream:
+        raise UserError("expected shards of each preprocessing, got --stream: omit it")
+    if made := [uri for uri in archive.uris if shards.is_shards(uri)]:
+        raise UserError(
+            f"{made[0]}: expected an archive, which is preprocessed in several ways, got shards: give the archive "
+            f"that they were made of"
+        )
+    if LUNG_CROP in names and archive.archive and not lungs:
+        raise UserError(
+            f"--lungs: expected a checkpoint of cxr train lungs for the preprocessing {LUNG_CROP}, got none: give "
+            f"one, or omit {LUNG_CROP}"
+        )
+
+
+def variants(
+    names: Sequence[str], recipe: SomeRecipe, archive: ArchiveOptions, lungs: str, out: str
+) -> dict[str, SomeRecipe]:
+    """The recipe of each variant, of which `NONE` is the first. Trains a small lung network on phantoms if needed."""
+    recipes = {name: recipe.replace(**VARIANTS[name]) for name in (NONE, *names) if name != LUNG_CROP}
+    if LUNG_CROP in names:
+        crop = storage.normalize(lungs) if lungs else demo_lung_checkpoint(archive.uris[0], out)
+        recipes[LUNG_CROP] = recipe.replace(lung_crop=crop)
+    return recipes
+
+
+def shards_of_each(recipes: Mapping[str, Recipe], archive: ArchiveOptions, out: str) -> dict[str, str]:
+    """URIs of the shards that are made for each recipe in OUT/NAME/shards."""
+    return {name: ensure_shards(archive, storage.join(out, name), recipe) for name, recipe in recipes.items()}

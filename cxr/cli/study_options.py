@@ -1,0 +1,54 @@
+"""The option `--preset` of studies: the full protocol of a paper. Without torch, for a quick `--help`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+from cxr.errors import UserError
+from cxr.families.presets import Preset, presets_help
+
+
+@dataclass(frozen=True)
+class StudyPreset(Preset):
+    """Settings of a study's networks, and options of the study that go with them."""
+
+    study: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the study itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Options of a study that has presets; it also has `recipe`, `data` and `run`."""
+
+    PRESETS: ClassVar[Mapping[str, StudyPreset]]
+
+    preset: str = ""
+    """Named settings to start from, described in the list above. Other options on the command line override them."""
+
+    def starting_point(self, arguments: Sequence[str]) -> Self:
+        """These options as changed by `--preset`, before other arguments are applied.
+
+        Raises:
+            UserError: there is no such preset.
+        """
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--preset")
+        name = parser.parse_known_args(list(arguments))[0].preset
+        if not name:
+            return self
+        if name not in self.PRESETS:
+            raise UserError(f"--preset: expected one of {', '.join(self.PRESETS)}, got {name}")
+        preset, options = self.PRESETS[name], vars(self)
+        changed = {
+            "recipe": options["recipe"].replace(**preset.settings),
+            "data": replace(options["data"], **preset.archive),
+            "run": replace(options["run"], **preset.run),
+        }
+        return replace(self, **changed, **preset.study)
+
+    def presets_help(self) -> str:
+        """The study's presets, for `--help`."""
+        return presets_help(self.PRESETS)
