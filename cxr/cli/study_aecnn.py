@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from cxr import storage
-from cxr.benchmarks.studies import aecnn, xrays
+from cxr.benchmarks.studies import aecnn, classification, xrays
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions, TrainOptions
 from cxr.cli.plans import say_plan
-from cxr.cli.study_networks import load_networks, networks_record
+from cxr.cli.study_networks import networks_record, scored
 from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
-from cxr.families import lung_crop
+from cxr.errors import UserError
+from cxr.evaluation.classification_data import LabeledScores
+from cxr.evaluation.labeled_scores import labeled_scores
+from cxr.evaluation.run import ReportOptions
+from cxr.families import checkpoint, lung_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.reporting import figures
 from cxr.training.options import RunOptions
@@ -19,13 +23,23 @@ from cxr.training.sweep import train_all
 from cxr.wording import counted
 
 COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
+_DECODED = 500  # test images, spread evenly over the split, from which the quality of decoded images is measured
 
 
 def run_study(
-    recipe: AecnnRecipe, archive: ArchiveOptions, run: RunOptions, out: str, *, seeds: int, test_images: int
+    recipe: AecnnRecipe, archive: ArchiveOptions, run: RunOptions, out: str, *, seeds: int
 ) -> dict[str, Any]:
-    """Train AE-CNN and its baselines with every seed, and compare them on test images; returns the result.json."""
+    """Train AE-CNN and its baselines with every seed, score the test images with them, and compare the
+    probabilities; returns the result.json.
+
+    Raises:
+        UserError: no test image has labels, and other mistakes in the input.
+    """
     compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
+    if archive.stream or seeds < 1:
+        raise UserError(
+            "networks are evaluated on shards, with at least 1 seed: omit --stream, and give --seeds 1 or more"
+        )
     archive = archive.with_headers(out)
     inputs = check_inputs(recipe, archive, out)
     out = inputs.out
@@ -35,22 +49,28 @@ def run_study(
     resolved = resolve_environment(recipe, out, run)
     data = ensure_shards(archive, out, recipe)
     recipes = {name: resolved.replace(compressor=compressor) for name, compressor in compressors.items()}
-    trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
-    networks = {name: load_networks(trained, name) for name in recipes}
-    crop = lung_crop.of_recipe(resolved)
-    test, notes = xrays.read(data, "test", resolved, test_images, archive.reading, crop)
+    sample, notes = xrays.read(data, "test", resolved, _DECODED, crop=lung_crop.of_recipe(resolved))
     for note in notes:
         print(f"note: {note}", flush=True)
-    results = aecnn.variants(networks, test)
+    trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
+    tested, results = dict[str, list[LabeledScores]](), list[aecnn.CompressionResult]()
+    for name in recipes:
+        of_name = [network for network in trained if network.name == name]
+        tested[name] = [
+            labeled_scores(scored(network, data), data, ReportOptions(split="test")) for network in of_name
+        ]
+        networks = [checkpoint.load(network.checkpoint) for network in of_name]
+        results.append(aecnn.summarize(classification.summarize(name, tested[name]), networks, sample))
+        print(f"evaluated: {name}", flush=True)
     text = aecnn.table(results)
-    patients = counted(len(set(test.patients)), "patient")
-    summary = f"{counted(len(test.pixels), 'test image')} of {patients}, {counted(seeds, 'seed')}"
+    images, patients = len(tested[WHOLE][0].rows), len(set(tested[WHOLE][0].patients.tolist()))
+    summary = f"{counted(images, 'test image')} of {counted(patients, 'patient')}, {counted(seeds, 'seed')}"
     print(f"{text}{summary}", flush=True)
     storage.write_text(storage.join(out, "table.md"), f"{text}\n{summary}\n")
-    picture = figures.save_figure(aecnn.picture(results), out, "auroc.png")
+    picture = figures.save_figure(classification.picture([each.classification for each in results]), out, "auroc.png")
     print(f"picture: {picture}", flush=True)
     return {
-        "metrics": {"images": float(len(test.pixels)), **aecnn.metrics(results)},
+        "metrics": {"images": float(images), **aecnn.metrics(results)},
         **networks_record(trained, recipes, data),
         "pictures": [picture],
     }

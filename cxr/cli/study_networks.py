@@ -7,17 +7,10 @@ from typing import Any
 
 from cxr.cli.training_jobs import training_record
 from cxr.evaluation.run import Run, read_run
-from cxr.families import checkpoint
 from cxr.families.base import Recipe
-from cxr.families.checkpoint import Checkpoint
 from cxr.inference.options import ScoreOptions
 from cxr.inference.score import score
 from cxr.training.sweep import Trained
-
-
-def load_networks(trained: Sequence[Trained], name: str) -> list[Checkpoint]:
-    """The networks of one recipe of the study, one per seed."""
-    return [checkpoint.load(network.checkpoint) for network in trained if network.name == name]
 
 
 def scored(network: Trained, data: str) -> Run:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cxr.benchmarks.studies import aecnn
+from cxr.benchmarks.studies import aecnn, classification
 from cxr.benchmarks.studies.xrays import XRays
 from cxr.errors import UserError
+from cxr.evaluation.classification_data import LabeledScores
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.checkpoint import Checkpoint
 from cxr.training.sweep import _check_same
@@ -26,35 +27,44 @@ def network(compressor: str, seed: int) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def results() -> list[aecnn.ClassificationResult]:
+def results() -> list[aecnn.CompressionResult]:
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 255, (40, 64, 64)).astype(np.uint8)
-    labels = rng.integers(0, 2, (40, 2)).astype(np.int8)
-    test = XRays(pixels, labels, FINDINGS, np.repeat(np.arange(20), 2).astype(str))
-    named = {"ae-cnn": "residual", "uncompressed": "none"}
-    return aecnn.variants({name: [network(kind, seed) for seed in (0, 1)] for name, kind in named.items()}, test)
+    labels, patients = rng.integers(0, 2, (40, 2)).astype(np.int8), np.repeat(np.arange(20), 2)
+    sample = XRays(rng.integers(0, 255, (8, 64, 64)).astype(np.uint8), labels[:8], FINDINGS, patients[:8].astype(str))
+
+    def scores(noise: float) -> LabeledScores:
+        values = 1 / (1 + np.exp(-(labels + rng.normal(0, noise, labels.shape))))
+        return LabeledScores(FINDINGS, np.arange(40), patients, values, values > 0.5, labels, 0, 0, 0)
+
+    return [
+        aecnn.summarize(
+            classification.summarize(name, [scores(noise), scores(noise)]),
+            [network(kind, 0), network(kind, 1)],
+            sample,
+        )
+        for name, kind, noise in (("ae-cnn", "residual", 1.0), ("uncompressed", "none", 0.5))
+    ]
 
 
-@pytest.mark.slow
-def test_results_are_means_over_seeds_with_intervals_by_patient(results: list[aecnn.ClassificationResult]) -> None:
-    first, second = results
-    assert (first.values, second.values) == (16 * 16, 64 * 64)
+def test_results_are_means_over_seeds_with_intervals_by_patient(results: list[aecnn.CompressionResult]) -> None:
+    first, second = (result.classification for result in results)
+    assert [result.values for result in results] == [16 * 16, 64 * 64]
     assert len(first.aurocs) == 2
     low, high = first.ends()
     assert low < first.mean < high
-    assert 5 < first.psnr < 30
-    assert np.isnan(second.psnr)
-    gain, low, high = aecnn.auroc_gain(first, second)
+    assert 5 < results[0].psnr < 30
+    assert np.isnan(results[1].psnr)
+    gain, low, high = first.minus(second)
     assert gain == pytest.approx(first.mean - second.mean)
-    assert low <= gain <= high
+    assert low <= gain <= high < 0
 
 
-def test_the_table_and_the_metrics_agree(results: list[aecnn.ClassificationResult]) -> None:
+def test_the_table_and_the_metrics_agree(results: list[aecnn.CompressionResult]) -> None:
     metrics = aecnn.metrics(results)
     assert f"{metrics['ae-cnn_auroc']:.3f}" in aecnn.table(results)
     assert "uncompressed_psnr" not in metrics
     assert all(map(np.isfinite, metrics.values()))
-    assert aecnn.picture(results).axes
+    assert classification.picture([result.classification for result in results]).axes
 
 
 def test_a_study_compares_one_set_of_settings(tmp_path: Path) -> None:

@@ -23,9 +23,6 @@ class Options:
     """Folder or URI of the results: table.md, auroc.png, and a folder for each recipe."""
     seeds: int = 3
     """Number of networks per recipe, each with its own seed."""
-    test_images: int = 5000
-    """Number of test images, spread evenly over the split, on which networks are compared. They are held in memory.
-    0: all."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, stored_size=128))
     recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(size=128, compression=4))
     """Settings of the AE-CNN. The other recipes differ only in `compressor` and skip the autoencoder stage."""
@@ -35,11 +32,4 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     from cxr.cli.study_aecnn import run_study  # Ray takes seconds to import
 
-    return run_study(
-        options.recipe,
-        options.data,
-        options.run,
-        options.out,
-        seeds=options.seeds,
-        test_images=options.test_images,
-    )
+    return run_study(options.recipe, options.data, options.run, options.out, seeds=options.seeds)
