@@ -89,7 +89,7 @@ def test_a_search_runs_lost_trials_again(shards: str, cluster: Machines, tmp_pat
         pause = job.longest_pause()
     assert done() == [EPOCHS] * TRIALS
     assert not [*tmp_path.rglob("failed.json")]
-    record("a machine is lost", "tune", "all trials whole", pause, job.seconds, None)
+    record("a machine is lost", "tune", "all trials complete", pause, job.seconds, None)
 
 
 def test_training_is_saved_before_an_announced_loss(shards: str, cluster: Machines, tmp_path: Path) -> None:
