@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ def test_baselines_are_in_the_report(truth: BoxTruth, exact: Evaluated, results:
     page = localization_report.page([*results, chance, center], "", "40 images.", 1000)
     assert "0.67 (0.00 to 1.00)" in page
     assert "40 images." in page
+    assert re.search(r"\| multiscale +\| 2 +\| 1.00 +\| 0.00 +\| 1.000 +\|", page), "each seed has a row"
     rows = list(csv.DictReader(io.StringIO(localization_report.csv([*results, center]))))
     assert len(rows) == 3 * 2 * 9 * 3
     metrics = localization.metrics([*results, chance, center], {})

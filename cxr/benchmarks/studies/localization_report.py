@@ -88,6 +88,20 @@ def gains_table(gains: Mapping[str, SeedMean], result: str, baseline: str, thres
     return markdown(["", f"{result} minus {baseline} (95 %)", "SD of seeds"], rows)
 
 
+def seeds_table(results: Sequence[LocalizationResult], threshold: float = 0.3) -> str:
+    """Markdown: for each trained network, its accuracies at a threshold on IoU and its mean AUROC."""
+    findings = results[0].findings
+    rows = []
+    for result in results:
+        if np.isnan(result.aurocs).all():  # a baseline
+            continue
+        accuracies_FS = [result.at("iou", threshold, [finding])[0] for finding in findings]
+        for seed, auroc in enumerate(result.aurocs):
+            values = [number(float(of_S[seed]), 2) for of_S in accuracies_FS]
+            rows.append([result.name, str(seed), *values, number(float(auroc))])
+    return markdown([f"T(IoU) = {threshold:.1f}", "seed", *findings, "mean AUROC"], rows)
+
+
 def page(results: Sequence[LocalizationResult], gained: str, summary: str, resamples: int) -> str:
     """The tables with their legend and values from papers, in Markdown.
 
@@ -97,7 +111,8 @@ def page(results: Sequence[LocalizationResult], gained: str, summary: str, resam
     """
     papers = markdown(["", *(f"{at:.1f}" for at in THRESHOLDS[:5])], _PAPERS)
     legend = _LEGEND.format(resamples=resamples)
-    return "\n".join([tables(results), gained, f"{summary}\n", legend, _PAPERS_SAID.format(table=papers)])
+    parts = [tables(results), gained, seeds_table(results), f"{summary}\n", legend, _PAPERS_SAID.format(table=papers)]
+    return "\n".join(parts)
 
 
 def csv(results: Sequence[LocalizationResult]) -> str:
