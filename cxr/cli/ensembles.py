@@ -23,7 +23,7 @@ from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel
 from cxr.inference.score import score
 from cxr.training.options import RunOptions
-from cxr.training.sweep import train_all
+from cxr.training.sweep import Trained, train_all
 
 Changes = Mapping[str, Any]
 ENSEMBLE = "ensemble"  # its name beside those of the members
@@ -137,3 +137,9 @@ def score_all(uris: Mapping[str, str], data: str, split: Split, out: str) -> dic
     panel = Panel(tuple(Member(name, uri) for name, uri in uris.items()))
     score(data, panel, out, ScoreOptions(split=split, max_rejects=0))
     return {name: read_run(out, name) for name in uris}
+
+
+def score_seeds(trained: Sequence[Trained], name: str, data: str, split: Split, out: str) -> list[Run]:
+    """The runs of the networks of one recipe of a study, one per seed, which score a split of shards in one pass."""
+    uris = {f"seed-{network.seed}": network.checkpoint for network in trained if network.name == name}
+    return list(score_all(uris, data, split, storage.join(out, name, f"scored-{len(uris)}")).values())

@@ -12,6 +12,8 @@ from cxr.phantom.siim import write_siim_phantom
 from cxr.schema import FINDINGS
 from cxr.sources import chestxray14, siim
 
+BOXED = ("Cardiomegaly", "Effusion", "Mass", "Nodule", "Pneumothorax")  # findings of phantoms for boxes
+
 
 def phantom_archive(
     out: str, count: int = 160, size: int = 256, findings: Sequence[str] = FINDINGS, prevalence: float = 0.5
@@ -33,3 +35,12 @@ def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
         print(f"no --archive given: generating {options.phantoms} phantom X-rays in {uri}", flush=True)
         write_siim_phantom(uri, options.phantoms, size=max(256, options.stored_size))
     return replace(options, archive=(uri,))
+
+
+def phantoms_with_boxes(options: ArchiveOptions, out: str) -> ArchiveOptions:
+    """The given archive, or one of phantoms in OUT/phantoms, generated once, of which most have large and small
+    findings."""
+    if options.archive:
+        return options
+    size = max(256, options.stored_size)
+    return replace(options, archive=(phantom_archive(out, options.phantoms, size, BOXED, prevalence=0.7),))

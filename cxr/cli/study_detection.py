@@ -12,17 +12,17 @@ from cxr import schema, storage
 from cxr.benchmarks.studies import detection, detection_report, ensemble
 from cxr.benchmarks.studies.detection import DetectionResult, Detections
 from cxr.cli import preprocessing_variants as preprocessing
-from cxr.cli.ensembles import score_all
+from cxr.cli.ensembles import score_seeds
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions, TrainOptions
-from cxr.cli.phantoms import phantom_archive
+from cxr.cli.phantoms import phantoms_with_boxes
 from cxr.cli.plans import say_plan
 from cxr.cli.study_networks import networks_record
 from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
 from cxr.data import shard_index, shards
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth
-from cxr.evaluation.run import Run, Split
+from cxr.evaluation.run import Split
 from cxr.export.kaggle_vinbigdata import normal_probabilities
 from cxr.families.classify import ClassifyRecipe
 from cxr.families.detect import DetectRecipe
@@ -31,11 +31,9 @@ from cxr.metrics.classification.ranking import auroc
 from cxr.reporting import figures
 from cxr.reporting.tables import csv_text
 from cxr.training.options import RunOptions
-from cxr.training.sweep import Trained, train_all
+from cxr.training.sweep import train_all
 from cxr.wording import counted
 
-FINDINGS = ("Cardiomegaly", "Effusion", "Mass", "Pneumothorax", "Nodule")  # of the phantoms
-PREVALENCE = 0.7
 FILTER = "normal-filter"  # folder in OUT
 ABNORMAL = "Abnormal"  # the only finding of the classifier that filters normal images
 
@@ -71,7 +69,7 @@ def run_study(
     connect(out, archive, run)
     count = members * (1 + len(variants))
     say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=count), inputs.images)
-    archive = phantoms(archive, out)
+    archive = phantoms_with_boxes(archive, out)
     resolved = resolve_environment(recipe, out, run)
     recipes = preprocessing.variants(variants, resolved, archive, lungs, out)
     data = preprocessing.shards_of_each(recipes, archive, out)
@@ -95,21 +93,6 @@ def run_study(
         "normal_filter": filter_record,
         **write(results, summary, out),
     }
-
-
-def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
-    """The given archive, or one of phantoms with boxes of all sizes in OUT/phantoms, generated once."""
-    if options.archive:
-        return options
-    size = max(256, options.stored_size)
-    return replace(options, archive=(phantom_archive(out, options.phantoms, size, FINDINGS, PREVALENCE),))
-
-
-def score_seeds(trained: Sequence[Trained], name: str, data: str, split: Split, out: str) -> list[Run]:
-    """The scores of a split of shards by the networks of one recipe, made once by the cluster in one pass."""
-    uris = {f"seed-{network.seed}": network.checkpoint for network in trained if network.name == name}
-    runs = score_all(uris, data, split, storage.join(out, name, f"scored-{len(uris)}"))
-    return list(runs.values())
 
 
 # ---- The filter of normal images

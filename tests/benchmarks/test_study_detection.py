@@ -105,11 +105,11 @@ def results(detections: Detections) -> dict[tuple[str, str], DetectionResult]:
 def test_networks_are_compared_by_seed_and_patient(results: dict[tuple[str, str], DetectionResult]) -> None:
     plain, clahe = results[PREPROCESSING, "none"], results[PREPROCESSING, "clahe"]
     assert plain.findings == ("Cardiomegaly", "Nodule")
-    assert plain.aps.tolist() == [[1, 0], [0, 1]]
+    assert plain.values.tolist() == [[1, 0], [0, 1]]
     mean, gain = plain.mean(), clahe.gain(plain)
     assert (mean.value, mean.sd) == (0.5, 0)
     assert (gain.value, gain.low, gain.high) == (0, 0, 0)
-    assert clahe.aps.tolist() == [[1, 0], [1, 0]]
+    assert clahe.values.tolist() == [[1, 0], [1, 0]]
 
 
 def test_ensembles_gain_from_members_that_detect_other_findings(
@@ -119,7 +119,7 @@ def test_ensembles_gain_from_members_that_detect_other_findings(
     assert (one.mean().value, two.mean().value, two.networks) == (0.5, 1, 2)
     assert two.gain(one).value == 0.5
     mixed = results[SIZE, "2, one of each preprocessing"]
-    assert mixed.aps.tolist() == [[1, 0], [1, 1]], "the first seeds detect hearts, the second ones both"
+    assert mixed.values.tolist() == [[1, 0], [1, 1]], "the first seeds detect hearts, the second ones both"
     assert results[SIZE, "all networks"].networks == 4
     assert {name for section, name in results if section == FUSION} == set(detection.fusions(0.5))
     assert all(result.mean().value == 1 for (section, _), result in results.items() if section == FUSION)
@@ -130,10 +130,10 @@ def test_the_filter_of_normal_images_adds_the_class_of_images_without_findings(
 ) -> None:
     without, published = results[NORMAL, "no filter"], results[NORMAL, "classifier, low 0.08, high 0.95"]
     assert without.findings == ("Cardiomegaly", "Nodule", schema.NO_FINDING)
-    assert without.aps.tolist() == [[1, 1, 0]], "each image has a box, so that none is predicted normal"
-    assert published.aps.tolist() == [[1, 1, 1]]
+    assert without.values.tolist() == [[1, 1, 0]], "each image has a box, so that none is predicted normal"
+    assert published.values.tolist() == [[1, 1, 1]]
     always = results[NORMAL, "1 − highest score, always added"]
-    assert always.aps.tolist() == [[1, 1, 1]], "images with a finding have a box with a high score"
+    assert always.values.tolist() == [[1, 1, 1]], "images with a finding have a box with a high score"
 
 
 def test_an_image_without_known_labels_is_neither_normal_nor_abnormal(detections: Detections) -> None:

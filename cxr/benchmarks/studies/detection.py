@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from cxr import schema
-from cxr.benchmarks.studies.localization import SeedMean, mean_over_seeds
+from cxr.benchmarks.studies.seed_results import SeedResults
 from cxr.boxes import ScoredBoxes, add_no_finding, nms, nmw, soft_nms, wbf
 from cxr.errors import UserError
 from cxr.evaluation import detection_data, localization_data
@@ -33,35 +33,12 @@ LOW, HIGH = 0.08, 0.95  # of the published filter, see `boxes.add_no_finding`
 Fuse = Callable[[Sequence[Sequence[ScoredBoxes]]], list[ScoredBoxes]]
 
 
-@dataclass(frozen=True)
-class DetectionResult:
-    """Average precision at IoU > .4 of S networks or ensembles on the test images, for F findings with true boxes."""
+@dataclass(frozen=True, kw_only=True)
+class DetectionResult(SeedResults):
+    """Average precision at IoU > .4 of networks or ensembles on the test images, for findings with true boxes."""
 
     section: str  # of SECTIONS
-    name: str
     networks: int  # whose boxes are combined
-    findings: tuple[str, ...]
-    aps: np.ndarray  # (S, F)
-    resamples: np.ndarray  # (S, R) the mean over findings in each resample of patients
-    by_seed: bool = False  # the S networks have different seeds, which intervals resample
-
-    def mean(self) -> SeedMean:
-        """The mean over findings, networks and seeds."""
-        return _mean(self.aps.mean(1), self.resamples, by_seed=self.by_seed)
-
-    def gain(self, baseline: DetectionResult) -> SeedMean:
-        """The mean minus that of the baseline, on the same resamples, and on the same seeds if both have them."""
-        own, other = (self.aps.mean(1), self.resamples), (baseline.aps.mean(1), baseline.resamples)
-        if self.by_seed and baseline.by_seed:
-            return _mean(own[0] - other[0], own[1] - other[1], by_seed=True)
-        return _mean(own[0].mean(keepdims=True) - other[0].mean(), own[1].mean(0) - other[1].mean(0)[None])
-
-
-def _mean(values_S: np.ndarray, resamples_SR: np.ndarray, *, by_seed: bool = False) -> SeedMean:
-    """See `mean_over_seeds`; unless `by_seed`, only patients are resampled, and the networks are fixed."""
-    if by_seed:
-        return mean_over_seeds(values_S, resamples_SR)
-    return mean_over_seeds(values_S.mean(keepdims=True), np.atleast_2d(resamples_SR).mean(0, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -147,7 +124,15 @@ class Detections:
             resampled = resampled_aps(boxes, correct, true, self.patients, count, RESAMPLES, 0)[:, columns]
             resamples.append(column_means(resampled.T))
         names = tuple(findings[number] for number in columns.tolist())
-        return DetectionResult(section, name, networks, names, np.stack(aps), np.stack(resamples), by_seed)
+        return DetectionResult(
+            name=name,
+            findings=names,
+            values=np.stack(aps),
+            resamples=np.stack(resamples),
+            by_seed=by_seed,
+            section=section,
+            networks=networks,
+        )
 
     def fused(self, networks: Sequence[Boxes], fuse: Fuse) -> Boxes:
         """The boxes of several networks in one, at most `MAX_BOXES` per image, as in an ensemble's checkpoint."""

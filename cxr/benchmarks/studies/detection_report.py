@@ -62,7 +62,7 @@ def _table(section: str, results: Sequence[DetectionResult]) -> str:
     for result in own:
         mean = result.mean()
         gain = "–" if result is baseline else _interval(result.gain(baseline))
-        aps = [number(ap) for ap in result.aps.mean(0).tolist()] if several else []
+        aps = [number(ap) for ap in result.values.mean(0).tolist()] if several else []
         published = PUBLISHED.get(f"{section}/{result.name}", "–")
         rows.append([result.name, f"{result.networks}", _interval(mean), number(mean.sd), gain, *aps, published])
     return f"**{_TITLES[section]}**\n\n{markdown(head, rows)}"
@@ -94,7 +94,7 @@ def _rows(result: DetectionResult, baseline: DetectionResult) -> list[dict[str, 
         about | of_mean | compared,
         *(
             {**about, "finding": finding, "ap": ap, **nothing}
-            for finding, ap in zip(result.findings, result.aps.mean(0).tolist(), strict=True)
+            for finding, ap in zip(result.findings, result.values.mean(0).tolist(), strict=True)
         ),
     ]
 
@@ -112,9 +112,8 @@ def picture(results: Sequence[DetectionResult]) -> Figure:
         for row, result in enumerate(reversed(own)):
             mean = result.mean()
             axes.plot([mean.low, mean.high], [row] * 2, color=palette.MODEL, lw=2, alpha=0.5, solid_capstyle="butt")
-            axes.plot(
-                result.aps.mean(1), [row] * len(result.aps), "o", color=palette.MODEL, alpha=0.5, ms=4, mec="white"
-            )
+            dots = result.values.mean(1)
+            axes.plot(dots, [row] * len(dots), "o", color=palette.MODEL, alpha=0.5, ms=4, mec="white")
             axes.plot([mean.value], [row], "|", color="black", ms=11, mew=2)
         axes.set_yticks(range(len(own)), [result.name for result in reversed(own)], fontsize=8)
         axes.set_ylim(-0.7, len(own) - 0.3)

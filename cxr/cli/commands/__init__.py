@@ -253,6 +253,7 @@ COMMANDS: dict[str, Command] = {
         Command("benchmark map-boxes", "benchmark_map_boxes"),
         Command("benchmark onnx", "benchmark_onnx"),
         Command("benchmark pneumothorax", "study_pneumothorax"),
+        Command("benchmark preprocessing", "study_preprocessing"),
         Command("benchmark score", "benchmark_score"),
         Command("benchmark step", "benchmark_step"),
     )
