@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -49,6 +50,11 @@ class Machines:
         node = self._machines.pop()
         _signal(_processes(node), signal.SIGKILL)
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def log(self) -> str:
+        """What the raylets, Ray's process on each machine, have logged."""
+        folder = Path(self._cluster.head_node.get_logs_dir_path())
+        return "".join(file.read_text() for file in folder.glob("raylet*"))
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
