@@ -87,7 +87,7 @@ WIDTH_PX = "width_px"
 SPACING_MM = "spacing_mm"  # [between rows, between columns] of the original's pixels; null if unknown
 PIXELS = "pixels"  # size x size, uint8 or uint16, row-major; null where `error` is set
 RESIZE_TRANSFORM = "resize_transform"  # maps `pixels` back to the original: see `imaging.geometry.ResizeTransform`
-CROP_STATUS = "crop_status"  # "lungs" or "center"; "whole image: REASON" if the crop failed; null: none requested
+CROP_STATUS = "crop_status"  # "lungs", "aligned" or "center"; "whole image: REASON" if it failed; null: not asked
 GATE = "gate"  # "frontal", or why it is no upright frontal chest X-ray, see `data.gate`; null if not checked
 GATE_SCORE = "gate_score"  # estimated probability that it is one, in [0, 1]
 LABELS = "labels"  # one int8 per finding: 1, 0, −1 unknown
@@ -143,7 +143,9 @@ MASK_SOURCE_TYPE = pa.struct(
 )
 # A mask in a row: numpy.packbits of size x size booleans on the pixel grid of `pixels`.
 MASK_TYPE = pa.struct([(LABEL, pa.string()), (MASK_BITS, pa.binary())])
-RESIZE_TRANSFORM_TYPE = pa.struct([(n, pa.float64()) for n in ("x_scale", "y_scale", "x_offset", "y_offset")])
+RESIZE_TRANSFORM_TYPE = pa.struct(
+    [(n, pa.float64()) for n in ("x_scale", "y_scale", "x_offset", "y_offset", "x_skew", "y_skew")]
+)
 
 _IDENTITY = [
     (IMAGE_ID, pa.string()),
@@ -206,7 +208,7 @@ MASK_SCORES = pa.schema(
 BOX_SCORES = pa.schema([(PRED_BOXES, pa.list_(PRED_BOX_TYPE))])  # added by families that predict boxes
 # The version of all columns of scores, which docs/reference/scores.md describes. Increase it when a column is
 # renamed, removed or changes its meaning.
-SCORES_VERSION, SCORES_VERSION_KEY = 1, b"cxr.scores_version"  # the key is one of a scores file's metadata
+SCORES_VERSION, SCORES_VERSION_KEY = 2, b"cxr.scores_version"  # the key is one of a scores file's metadata
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from cxr.models.unet import SmallUNet
 NOWHERE, EVERYWHERE = -1e3, 1e3  # logits added to all pixels
 
 
-def save_finder(folder: Path, *, size: int = 64, bias: float = 0.0) -> str:
+def save_finder(folder: Path, *, size: int = 64, bias: float = 0.0, aligner: str = "") -> str:
     """Write the checkpoint; returns its URI. The mask is sharp to about two of the network's `size` pixels."""
-    recipe = LungsRecipe(size=size, warmup_size=0, warmup_epochs=0)
+    recipe = LungsRecipe(size=size, warmup_size=0, warmup_epochs=0, aligner=aligner)
     network = recipe.network(())
     assert isinstance(network, SegmentationModel)
     assert isinstance(network.segmenter, SmallUNet)

@@ -125,7 +125,7 @@ def test_training_and_scoring_know_no_family() -> None:
         "checkpoint_files",
         "model_card",
         "compatibility",
-        "lung_crop",
+        "image_crop",
         "presets",
         "thresholds_file",
     }

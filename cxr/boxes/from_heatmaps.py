@@ -129,5 +129,4 @@ def to_original(boxes_N4: np.ndarray, frame: ResizeTransform, stored_px: int, he
 
     A box that lies entirely in the padding gets zero area.
     """
-    corners = frame.to_original(boxes_N4.reshape(-1, 2) * stored_px)
-    return corners.clip(0, (width, height)).reshape(-1, 4)
+    return frame.boxes_to_original(boxes_N4 * stored_px).clip(0, (width, height, width, height))

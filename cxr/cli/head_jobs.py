@@ -233,8 +233,8 @@ def _saved(recipe: ClassifyRecipe, prepared: _Prepared, archive: ArchiveOptions,
             origin=base.about.get("origin"),
         )
         storage.upload_folder(Path(folder), target)
-    if lungs := checkpoint_files.lungs_of(base.uri, recipe.lung_crop):
-        checkpoint_files.copy_for_scoring(lungs, storage.join(target, checkpoint_files.LUNGS))
+    if cropping := checkpoint_files.crop_checkpoint_of(base.uri, recipe.crop_checkpoint):
+        checkpoint_files.copy_for_scoring(cropping, storage.join(target, checkpoint_files.CROP))
     storage.write_json(storage.join(out, RECIPE_FILE), recipe.to_dict())
     print("  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())))
     print(f"checkpoint: {target}", flush=True)

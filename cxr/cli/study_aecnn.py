@@ -15,7 +15,7 @@ from cxr.errors import UserError
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.labeled_scores import labeled_scores
 from cxr.evaluation.run import ReportOptions
-from cxr.families import checkpoint, lung_crop
+from cxr.families import checkpoint, image_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.reporting import figures
 from cxr.training.options import RunOptions
@@ -49,7 +49,7 @@ def run_study(
     resolved = resolve_environment(recipe, out, run)
     data = ensure_shards(archive, out, recipe)
     recipes = {name: resolved.replace(compressor=compressor) for name, compressor in compressors.items()}
-    sample, notes = xrays.read(data, "test", resolved, _DECODED, crop=lung_crop.of_recipe(resolved))
+    sample, notes = xrays.read(data, "test", resolved, _DECODED, crop=image_crop.of_recipe(resolved))
     for note in notes:
         print(f"note: {note}", flush=True)
     trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)

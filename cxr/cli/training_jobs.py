@@ -17,7 +17,7 @@ from cxr.cli.plans import say_plan
 from cxr.data import ingest, shards
 from cxr.data.batch import Batch
 from cxr.data.shard_loader import ShardStream
-from cxr.families import checkpoint, checkpoint_files, lung_crop
+from cxr.families import checkpoint, checkpoint_files, image_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe, SomeRecipe
@@ -67,7 +67,7 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe 
         reading=options.reading,
         pixels=PixelFormat(options.stored_size),
         max_rejects=options.max_rejects,
-        crop=lung_crop.of_recipe(recipe) if recipe else None,
+        crop=image_crop.of_recipe(recipe) if recipe else None,
         enhance=recipe.enhancement if recipe else None,
         labeling=options.labeling,
         on_start=partial(
@@ -103,8 +103,8 @@ def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
 
 def resolve_environment(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
     """The recipe with its initial weights and shared pretraining stored in OUT; prints notes."""
-    if recipe.lung_crop:
-        recipe = recipe.replace(lung_crop=storage.normalize(recipe.lung_crop))
+    if recipe.crop_setting:
+        recipe = recipe.with_crop_checkpoint(storage.normalize(recipe.crop_checkpoint))
     begun = begun_with(out) if run.resume else None
     recipe, notes = recipe.resolve_weights(out) if begun is None else recipe.resume_from(begun, out)
     for note in notes:

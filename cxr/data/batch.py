@@ -97,7 +97,7 @@ def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str], most: i
     for i, (image_boxes, transform) in enumerate(zip(listed, rows[schema.RESIZE_TRANSFORM].to_pylist(), strict=True)):
         known = [box for box in image_boxes or () if box[schema.LABEL] in index]
         if known:
-            unit_boxes = _unit_boxes(known, ResizeTransform(**transform), pixels.size)
+            unit_boxes = _unit_boxes(known, ResizeTransform.from_dict(transform), pixels.size)
             labels = np.array([index[box[schema.LABEL]] for box in known])
             inside = np.flatnonzero((unit_boxes[:, 2:] > unit_boxes[:, :2]).all(1))
             if len(inside) > most:
@@ -117,7 +117,7 @@ def _hashed(column: pa.ChunkedArray) -> np.ndarray:
 def _unit_boxes(boxes: Sequence[Mapping[str, float]], transform: ResizeTransform, size: int) -> np.ndarray:
     """Boxes of an original image as fractions of the stored square, clipped to it, (N, 4)."""
     corners = [[box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)] for box in boxes]
-    stored_px = transform.from_original(np.array(corners).reshape(-1, 2)).reshape(-1, 4)
+    stored_px = transform.boxes_from_original(np.array(corners).reshape(-1, 4))
     return (stored_px / size).clip(0, 1)
 
 

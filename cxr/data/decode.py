@@ -73,12 +73,12 @@ _NOT_READABLE = "file not readable"  # beginning of an error
 Values = dict[str, Any]  # column name -> value of one row
 
 
-class Square(Protocol):
-    """A square to cut out of an image."""
+class Region(Protocol):
+    """The part of an image to store: a square, or a parallelogram that becomes one."""
 
     @property
     def reason(self) -> str:
-        """Why it is the whole image; empty if it was cropped."""
+        """Why the whole image is to be stored instead; empty if it was cropped."""
         ...
 
     @property
@@ -87,7 +87,7 @@ class Square(Protocol):
         ...
 
     def crop(self, pixels_HW: np.ndarray, size: int) -> np.ndarray:
-        """The square resized to (size, size), uint8, uint16, or float32 in [0, 1]."""
+        """The region resampled to (size, size), uint8, uint16, or float32 in [0, 1]."""
         ...
 
     def transform(self, size: int) -> ResizeTransform:
@@ -95,7 +95,7 @@ class Square(Protocol):
         ...
 
 
-Crop = Callable[[np.ndarray], Square]  # an original's pixels (H, W) -> the square to crop
+Crop = Callable[[np.ndarray], Region]  # an original's pixels (H, W) -> the region to store
 Content = Callable[[], bytes | Image]
 """An image in memory: returns its encoded file or its pixels, or raises ImageRejectedError."""
 
@@ -113,7 +113,7 @@ class ImageFormat:
 
     pixels: PixelFormat
     crop: Crop | None = None
-    """Finds the square of each image to store; None stores the whole image. If no square is found, the whole image is
+    """Finds the region of each image to store; None stores the whole image. If no region is found, the whole image is
     stored, and column `crop_status` says why. Boxes remain in pixels of the original."""
     enhance: Enhancement | None = None
     """Applied to each decoded image; `crop` sees the image before enhancement."""
@@ -342,7 +342,7 @@ def _stored_pixels(
         return enhance(original) if enhance else original
 
     @cache
-    def square_of(crop: Crop) -> Square:
+    def region_of(crop: Crop) -> Region:
         return crop(original)
 
     @cache
@@ -351,17 +351,17 @@ def _stored_pixels(
 
     @cache
     def cropped(crop: Crop, enhance: Enhancement | None, size: int) -> np.ndarray:
-        return square_of(crop).crop(enhanced(enhance), size)
+        return region_of(crop).crop(enhanced(enhance), size)
 
     for stored in formats:
         size, crop, enhance = stored.pixels.size, stored.crop, stored.enhance or None
-        square = square_of(crop) if crop else None
-        if crop and square and not square.reason:
-            yield cropped(crop, enhance, size), square.transform(size), square.status
+        region = region_of(crop) if crop else None
+        if crop and region and not region.reason:
+            yield cropped(crop, enhance, size), region.transform(size), region.status
         else:
             transform = geometry.fitted_transform(decoded.height, decoded.width, size)
             whole = decoded.fitted[size] if stored.is_fit else fitted(enhance, size)
-            yield whole, transform, f"{_WHOLE}: {square.reason}" if square else None
+            yield whole, transform, f"{_WHOLE}: {region.reason}" if region else None
 
 
 def _concerns_one_image(error: Exception) -> bool:

@@ -101,7 +101,7 @@ def ingest(
         pixels: what is stored; 256 x 256, 8 bits by default.
         max_rejects: share of images that may be unusable; with more, UserError is raised once all is written.
         limit: maximum number of images, spread evenly over the archive.
-        crop: store squares that are cut out of the images, such as those around the lungs, instead of whole images.
+        crop: store a part of each image instead of the whole image, such as the square around the lungs.
         enhance: changes to the images before they are stored.
         labeling: labels and boxes other than the source's own, and how those of several readers become one set.
         on_start: called with the number of images that are left, before the first one, if there is any.
@@ -115,7 +115,7 @@ def ingest(
         cluster.check_shared(uri)
     source = find_source(archive, reading.source).name
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
-    origin |= {"lung_crop": crop.describe()} if crop else {}
+    origin |= {"crop": crop.describe()} if crop else {}
     origin |= {"enhancement": enhance.describe()} if enhance else {}
     origin |= reading.describe() | labeling.describe()
     settings = json.loads(json.dumps({"job": "ingest", **origin, "limit": limit}))

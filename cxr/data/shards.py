@@ -20,7 +20,7 @@ from cxr.schema import PixelFormat
 ARCHIVE_FILE, REJECTS_FILE, INDEX_FILE = "archive.json", "rejects.parquet", "index.parquet"
 KIND, VERSION = "cxr-shards", 1
 MEMBERS, ARCHIVES = "members", "archives"  # keys of an archive.json that combines several sets of shards
-MUST_AGREE = ("pixels", "row_group_rows", "lung_crop", "enhancement")  # between combined sets of shards
+MUST_AGREE = ("pixels", "row_group_rows", "crop", "enhancement")  # between combined sets of shards
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ShardInfo:
     rejects: int
     most_boxes: int = schema.MOST_BOXES  # maximum number of boxes per image
     latents: Mapping[str, Any] | None = None  # encoder of a latent archive, see cxr.inference.latents
-    lung_crop: Mapping[str, Any] | None = None  # settings of lung crops, see cxr.families.lung_crop
+    crop: Mapping[str, Any] | None = None  # how images were cropped or aligned, see cxr.families.image_crop
     enhancement: Enhancement = field(default_factory=Enhancement)  # applied before the pixels were stored
     folds: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)  # see `cxr.data.sampling`
 
@@ -119,7 +119,7 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
         rejects=about["rejects"],
         most_boxes=about.get("most_boxes", schema.MOST_BOXES),
         latents=about.get("latents"),
-        lung_crop=about.get("lung_crop"),
+        crop=about.get("crop"),
         enhancement=Enhancement(**about.get("enhancement", {})),
     )
 
@@ -194,7 +194,7 @@ def _combine(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
         parts={split: sum((info.parts.get(split, ()) for info in members), ()) for split in schema.SPLITS},
         rejects=sum(info.rejects for info in members),
         most_boxes=max(info.most_boxes for info in members),
-        lung_crop=first.lung_crop,
+        crop=first.crop,
         enhancement=first.enhancement,
     )
 

@@ -92,12 +92,10 @@ class AlignedImages:
     def to_picture(self, position: int, picture: Placed) -> Tensor:
         """(1, 2, 3) maps unit coordinates of the square that the network saw to those of a picture of the image."""
         (height, width), transform = picture[0].shape, picture[1]
-        left, top, *sides = self.squares[position]
-        scale, offset = transform.inverse()._scale, transform.inverse()._offset
-        extent = np.array([width, height])
-        linear = np.array(sides) * scale / extent
-        middle = (np.array([left, top]) + np.array(sides) / 2) * scale + offset
-        matrix = np.column_stack([np.diag(linear), 2 * middle / extent - 1])
+        left, top, own_width, own_height = self.squares[position].tolist()
+        square = ResizeTransform(own_width / 2, own_height / 2, left + own_width / 2, top + own_height / 2)
+        to_units = ResizeTransform(2 / width, 2 / height, -1, -1)
+        matrix = square.then(transform.inverse()).then(to_units).matrix
         return torch.from_numpy(matrix.astype(np.float32))[None]
 
     def before_after(self, position: int, picture: Placed, theta: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -356,7 +356,7 @@ def _pair(
         boxes.at((boxes.image == image) & ((boxes.finding == finding) | (finding is None)))
         for boxes in (evaluation.true, predictions)
     )
-    placed = [transform.from_original(boxes.xyxy.reshape(-1, 2)).reshape(-1, 4) for boxes in (true, predicted)]
+    placed = [transform.boxes_from_original(boxes.xyxy) for boxes in (true, predicted)]
     names = [evaluation.findings[f] for f in true.finding]
     scored = [
         f"{evaluation.findings[f]} {score:.2f}" for f, score in zip(predicted.finding, predicted.score, strict=True)

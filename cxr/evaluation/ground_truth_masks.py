@@ -95,15 +95,18 @@ class ShardTruth(MaskTruth):
         return StoredMask(self.info.files[file].uri, group, inside, self.label, self.size, self._frame(row))
 
     def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
-        spacing, frame = self.table[schema.SPACING_MM][row].as_py(), self._frame(row)
-        return spacing and (spacing[0] * frame.y_scale, spacing[1] * frame.x_scale)
+        spacing = self.table[schema.SPACING_MM][row].as_py()
+        if spacing is None:
+            return None
+        x_step, y_step = self._frame(row).then(ResizeTransform(spacing[1], spacing[0])).steps
+        return y_step, x_step
 
     def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
         shown = read_pictures(self.table, rows, [self.info])
         return {row: (picture, frame.then(self._frame(row).inverse())) for row, (picture, frame) in shown.items()}
 
     def _frame(self, row: int) -> ResizeTransform:
-        return ResizeTransform(**self.table[schema.RESIZE_TRANSFORM][row].as_py())
+        return ResizeTransform.from_dict(self.table[schema.RESIZE_TRANSFORM][row].as_py())
 
 
 def known_masks(archive: str, options: ReportOptions, label: str, columns: Sequence[str] = ()) -> MaskTruth:

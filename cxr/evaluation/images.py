@@ -130,4 +130,4 @@ def _stored(info: shards.ShardInfo, file: shards.ShardFile, row: int) -> tuple[n
     if transform is None:
         return None
     pixels = schema.pixels_array(stored[schema.PIXELS], info.pixels)[0]
-    return to_bits(pixels, 8) / np.float32(255), ResizeTransform(**transform)
+    return to_bits(pixels, 8) / np.float32(255), ResizeTransform.from_dict(transform)

@@ -227,9 +227,9 @@ def _tiles(good: pa.Table, findings: Sequence[str]) -> Iterator[Tile]:
     """Decoded rows as tiles."""
     pixels = schema.pixel_format(good.schema)
     for row, picture in zip(good.to_pylist(), schema.pixels_array(good[schema.PIXELS], pixels), strict=True):
-        transform = ResizeTransform(**row[schema.RESIZE_TRANSFORM])
+        transform = ResizeTransform.from_dict(row[schema.RESIZE_TRANSFORM])
         boxes = row[schema.BOXES] or []
-        corners = np.array([[box[name] for name in _CORNERS] for box in boxes], float).reshape(-1, 2)
+        corners = np.array([[box[name] for name in _CORNERS] for box in boxes], float).reshape(-1, 4)
         age = None if row[schema.AGE_YEARS] is None else f"{row[schema.AGE_YEARS]:.0f} y"
         size = f"{row[schema.WIDTH_PX]} x {row[schema.HEIGHT_PX]} px"
         known = [row[schema.SPLIT], row[schema.MODALITY], row[schema.VIEW], row[schema.SEX], age, size]
@@ -240,7 +240,7 @@ def _tiles(good: pa.Table, findings: Sequence[str]) -> Iterator[Tile]:
             row[schema.IMAGE_ID],
             to_bits(picture, 8) / np.float32(255),
             [" · ".join(filter(None, known)), labels],
-            transform.from_original(corners).reshape(-1, 4),
+            transform.boxes_from_original(corners),
             [box[schema.LABEL] for box in boxes],
             {mask[schema.LABEL]: _mask(mask[schema.MASK_BITS], pixels.size) for mask in row[schema.MASKS] or ()},
         )

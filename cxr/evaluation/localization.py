@@ -237,7 +237,7 @@ def _overlay(
     true, predicted = (
         some.at((some.image == image) & (some.finding == finding)) for some in (evaluation.true, evaluation.predicted)
     )
-    placed = [transform.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, predicted)]
+    placed = [transform.boxes_from_original(some.xyxy) for some in (true, predicted)]
     overlap = evaluation.located.best["iou"][image, finding]
     boxes = BoxPair(placed[0], [""] * len(placed[0]), placed[1], [f"{score:.2f}" for score in predicted.score])
     image_id = truth.table[schema.IMAGE_ID][int(evaluation.rows[image])].as_py()

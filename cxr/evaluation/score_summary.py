@@ -257,7 +257,7 @@ def _box_overlays(scored: Scored, positive: Boxes) -> dict[str, list[Overlay]]:
 
     def draw(row: int, picture: np.ndarray, frame: ResizeTransform) -> Overlay:
         own = positive.at(positive.image == row)
-        placed = frame.from_original(own.xyxy.reshape(-1, 2)).reshape(-1, 4)
+        placed = frame.boxes_from_original(own.xyxy)
         words = [f"{scored.findings[f]} {score:.2f}" for f, score in zip(own.finding, own.score, strict=True)]
         image_id, note = scored.table[schema.IMAGE_ID][row].as_py(), f"{best[row]:.2f}" if words else ""
         return Overlay(image_id, note, picture, BoxPair(None, (), placed, words))

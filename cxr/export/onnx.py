@@ -125,8 +125,10 @@ def require_packages() -> None:
 def preparation(saved: Checkpoint) -> list[str]:
     """What must be done to an image before it is resized to the stored size; usually nothing."""
     recipe, steps = saved.recipe, list[str]()
-    if recipe.lung_crop:
+    if recipe.crop_setting == "lung_crop":
         steps.append(f"crop to the square around the lungs, with a margin of {recipe.lung_margin:g}")
+    if recipe.crop_setting == "aligner":
+        steps.append("align with the aligner's checkpoint")
     if recipe.enhancement:
         steps.append(f"enhance with {recipe.enhancement.options()}")
     return steps

@@ -162,6 +162,8 @@ class AlignRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.aligner:
+            raise UserError(f"aligner: expected nothing, got {self.aligner}. An aligner is trained on whole images")
         one_of("parameterization", self.parameterization, tuple(PARAMETERS))
         one_of("backbone", self.backbone, BACKBONES)
         one_of("pooling", self.pooling, POOLINGS)

@@ -70,7 +70,6 @@ class AttendRecipe(HeatmapBoxesRecipe):
 
     family: ClassVar[str] = "attend"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES, schema.IMAGE_ID)
-    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*HeatmapBoxesRecipe.LOCATION_SETTINGS, "aligner")
     depends_on: ClassVar[Mapping[str, str]] = {"box_weight": "box_fraction"}
 
     size: int = 128
@@ -80,7 +79,8 @@ class AttendRecipe(HeatmapBoxesRecipe):
     lr: float = 5e-4
 
     aligner: str = ""
-    """URI of a checkpoint of family align that aligns the images. Empty: no alignment."""
+    """URI of a checkpoint of family align that aligns the images within the network, so that they are to be stored
+    whole. Empty: no alignment."""
     aligner_recipe: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
     """The recipe in that checkpoint; read from it."""
     backbone: ContrastBackbone = "resnet18"
@@ -132,6 +132,11 @@ class AttendRecipe(HeatmapBoxesRecipe):
             _ = MILLoss(self.box_weight)
         except ValueError as error:
             raise UserError(f"box_weight: {error}") from error
+
+    @property
+    def crop_setting(self) -> Literal["lung_crop", ""]:
+        """The aligner is a part of the network, which sees whole images or crops to the lungs."""
+        return "lung_crop" if self.lung_crop else ""
 
     @property
     def box_rule(self) -> BoxRule:

@@ -218,6 +218,9 @@ class Recipe(ABC):
     """URI of a checkpoint of family lungs. Images are cropped to the square around the lungs. Empty: no crop."""
     lung_margin: float = MARGIN
     """Margin added on each side of the smallest square around the lungs, as a fraction of its side."""
+    aligner: str = ""
+    """URI of a checkpoint of family align. Images are turned, stretched and moved into its common frame, in one
+    resampling of the original's pixels. Family attend aligns in its network instead. Empty: no alignment."""
     denoise: Denoise = "none"
     """Noise removal after decoding: median, or nlm (non-local means, about 0.3 s of one core per 1024 x 1024
     image)."""
@@ -240,7 +243,7 @@ class Recipe(ABC):
     """Columns that scoring adds to `schema.SCORES`."""
     mask_label: ClassVar[str] = schema.LUNGS
     """Label of the masks in a batch, if `columns` includes masks."""
-    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = ("lung_crop",)
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = ("lung_crop", "aligner")
     """Settings that say where something is, not what it is: they may change between two runs. Families add the URIs
     of initial weights, which are not needed after the first step."""
     depends_on: ClassVar[Mapping[str, str]] = {}
@@ -263,6 +266,8 @@ class Recipe(ABC):
                 )
         if not 0 <= self.lung_margin <= 1:
             raise UserError(f"lung_margin: expected a fraction from 0 to 1, got {self.lung_margin}")
+        if self.lung_crop and self.crop_setting == "aligner":
+            raise UserError("expected one of lung_crop and aligner, got both: leave one out")
         if self.folds < 0 or self.folds == 1:
             raise UserError(f"folds: expected 0 or at least 2, got {self.folds}")
         if self.fold is not None and not 0 <= self.fold < self.folds:
@@ -274,6 +279,21 @@ class Recipe(ABC):
     @abstractmethod
     def monitor(self) -> str:
         """The validation metric that ranks checkpoints and trials."""
+
+    @property
+    def crop_setting(self) -> Literal["lung_crop", "aligner", ""]:
+        """The setting that names the checkpoint by which images are cropped before the network sees them; empty if
+        there is none. See `families.image_crop`."""
+        return "aligner" if self.aligner else "lung_crop" if self.lung_crop else ""
+
+    @property
+    def crop_checkpoint(self) -> str:
+        """URI of the checkpoint by which images are cropped; empty if they are not."""
+        return getattr(self, self.crop_setting) if self.crop_setting else ""
+
+    def with_crop_checkpoint(self, uri: str) -> Self:
+        """The recipe with another URI of the checkpoint by which images are cropped, if they are."""
+        return self.replace(**{self.crop_setting: uri}) if self.crop_setting else self
 
     @property
     def enhancement(self) -> Enhancement:

@@ -74,7 +74,7 @@ def to_box_column(predicted: Sequence[MapBoxes], rows: pa.Table, context: Scorin
     heights, widths = rows[schema.HEIGHT_PX].to_pylist(), rows[schema.WIDTH_PX].to_pylist()
     column = []
     for image, transform, height, width in zip(predicted, transforms, heights, widths, strict=True):
-        boxes = to_original(image.boxes_N4, ResizeTransform(**transform), context.stored_size, height, width)
+        boxes = to_original(image.boxes_N4, ResizeTransform.from_dict(transform), context.stored_size, height, width)
         inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
         order = inside[np.argsort(-image.score_N[inside], kind="stable")].tolist()
         column.append(

@@ -16,7 +16,7 @@ from cxr import storage
 from cxr.errors import UserError
 from cxr.families import recipe_from_dict
 from cxr.families.base import Recipe, Task
-from cxr.families.checkpoint_files import ABOUT, CARD, KIND, RESUME, TASK, VERSION, WEIGHTS, read_about
+from cxr.families.checkpoint_files import ABOUT, CARD, CROPPED_BY, KIND, RESUME, TASK, VERSION, WEIGHTS, read_about
 from cxr.families.model_card import model_card
 from cxr.models import pretrained, weight_files
 from cxr.models.input_contract import InputContract
@@ -74,6 +74,7 @@ def save(
         "recipe": recipe.to_dict(),
         "findings": list(findings),
         "input": recipe.input_contract.to_dict(),
+        CROPPED_BY: recipe.crop_checkpoint,
         "metrics": dict(metrics),
         "data": dict(data or {}),
         "reading": dict(reading or {}),

@@ -6,7 +6,7 @@
     README.md             the model card, written from checkpoint.json
     task.safetensors      what the task has learned besides the network, such as the alignment target
     resume.pt             optimizer, schedule and step, for resuming; scoring does not read it
-    lungs/                the checkpoint by which images are cropped, where the recipe has `lung_crop`; in copies only
+    crop/                 the checkpoint by which images are cropped or aligned, if there is one; in copies only
 
 `resume.pt` is loaded with `weights_only=True`, so that no pickle is ever run.
 """
@@ -20,7 +20,8 @@ from cxr.errors import UserError
 
 ABOUT, WEIGHTS, TASK, RESUME = "checkpoint.json", "weights.safetensors", "task.safetensors", "resume.pt"
 CARD = "README.md"
-LUNGS = "lungs"
+CROP = "crop"
+CROPPED_BY = "cropped_by"  # in ABOUT: URI of the checkpoint by which images are cropped; empty if they are not
 KIND, VERSION = "cxr-checkpoint", 2
 
 
@@ -48,16 +49,16 @@ def copy_for_scoring(source: str, target: str) -> str:
     """
     if storage.exists(storage.join(target, ABOUT)):
         storage.delete(storage.join(target, ABOUT))
-    if lungs := lungs_of(source, read_about(source)["recipe"].get("lung_crop", "")):
-        copy_for_scoring(lungs, storage.join(target, LUNGS))
+    if cropping := crop_checkpoint_of(source, read_about(source).get(CROPPED_BY, "")):
+        copy_for_scoring(cropping, storage.join(target, CROP))
     card = [CARD] if storage.exists(storage.join(source, CARD)) else []  # earlier versions wrote none
     for name in (WEIGHTS, TASK, *card, ABOUT):
         storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
     return target
 
 
-def lungs_of(uri: str, lung_crop: str) -> str:
-    """Where the checkpoint lies by which images for the one at `uri` are cropped: in its folder, or where its recipe
-    says, which may be nowhere."""
-    inside = storage.join(uri, LUNGS)
-    return inside if lung_crop and storage.exists(storage.join(inside, ABOUT)) else lung_crop
+def crop_checkpoint_of(uri: str, recorded: str) -> str:
+    """Where the checkpoint lies by which images for the one at `uri` are cropped: in its folder, or where it was in
+    training; empty if they are not cropped."""
+    inside = storage.join(uri, CROP)
+    return inside if recorded and storage.exists(storage.join(inside, ABOUT)) else recorded

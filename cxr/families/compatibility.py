@@ -12,11 +12,13 @@ from cxr import schema
 from cxr.data.sampling import Fold, Sampling
 from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
-from cxr.families import lung_crop
+from cxr.families import image_crop
 from cxr.families.base import Recipe
 from cxr.families.capabilities import PositiveSampling
 from cxr.families.checkpoint import Checkpoint
-from cxr.families.lung_crop import ImageCrop
+from cxr.families.image_crop import ImageCrop
+from cxr.imaging.aligned_frame import ALIGNED
+from cxr.imaging.center_crop import CENTER
 from cxr.imaging.enhance import Enhancement
 from cxr.sources.manifest import Manifest
 
@@ -52,9 +54,9 @@ def check_compatible(archives: Sequence[ShardInfo | RawArchive], model: Recipe |
     if isinstance(model, Checkpoint):
         for shards in archives:
             if isinstance(shards, ShardInfo):
-                check_pixels(shards, model.recipe, lung_crop.of_checkpoint(model))
+                check_pixels(shards, model.recipe, image_crop.of_checkpoint(model))
         return
-    recipe, crop, fold = model, lung_crop.of_recipe(model), fold_of(model)
+    recipe, crop, fold = model, image_crop.of_recipe(model), fold_of(model)
     for archive in archives:
         if isinstance(archive, ShardInfo):
             check_pixels(archive, recipe, crop)
@@ -92,11 +94,11 @@ def check_size(recipe: Recipe, stored_px: int) -> None:
 def check_crop(info: ShardInfo, crop: ImageCrop | None) -> None:
     """Raise UserError unless the images of `info` were cropped by `crop`; None: unless they are whole."""
     expected = crop.describe() if crop else None
-    if info.lung_crop == expected:
+    if info.crop == expected:
         return
-    how = f"with {crop.options()}" if crop else "without --lung-crop and --center-crop"
+    how = f"with {crop.options()}" if crop else "without --lung-crop, --aligner and --center-crop"
     raise UserError(
-        f"{info.uri} contains {_crop_text(info.lung_crop)}, but {_crop_text(expected)} are needed: run "
+        f"{info.uri} contains {_crop_text(info.crop)}, but {_crop_text(expected)} are needed: run "
         f"cxr ingest {how} into another --out, or give the archive that these shards were made of"
     )
 
@@ -104,8 +106,10 @@ def check_crop(info: ShardInfo, crop: ImageCrop | None) -> None:
 def _crop_text(crop: Mapping[str, Any] | None) -> str:
     if crop is None:
         return "whole images"
-    if "sha256" not in crop:
+    if crop["rule"] == CENTER:
         return f"centered squares ({crop['resampling']} resampling)"
+    if crop["rule"] == ALIGNED:
+        return f"images aligned by the checkpoint {crop['sha256'][:12]}"
     return f"crops by the lung checkpoint {crop['sha256'][:12]} with margin {crop['margin']:g}"
 
 

@@ -6,7 +6,7 @@ here, and tests compare them with Ultralytics' own code: the loss, for which the
 (`models.detection_loss`); parameter groups, SGD with Nesterov momentum, and the linear schedule with a warmup of
 rates and momentum (`optimizers`); the moving average whose decay rises (`ema_ramp`); gradients of the sum over a
 batch, clipped at 10 (`loss_scale`); mosaic, affine, mixup, brightness and flip (`augment.mosaic`); the last epochs
-without mosaic. So resuming, searches, folds, lung crops and scoring work as in all families, and several workers
+without mosaic. So resuming, searches, folds, crops and scoring work as in all families, and several workers
 train exactly as one
 would: the loss is divided by the number of targets of all workers.
 

@@ -27,12 +27,12 @@ from cxr.data.batch import Batch, to_device
 from cxr.data.shard_loader import ShardStream
 from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
-from cxr.families import checkpoint, checkpoint_files, lung_crop, recipe_from_dict
+from cxr.families import checkpoint, checkpoint_files, image_crop, recipe_from_dict
 from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, SingleProcess, Task, unit_pixels
 from cxr.families.capabilities import HeatMaps, MaskProbabilities, combinable
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_pixels, fold_of
-from cxr.families.lung_crop import ImageCrop
+from cxr.families.image_crop import ImageCrop
 from cxr.models.ensemble import Ensemble
 from cxr.models.input_contract import UNIT, InputContract
 from cxr.reporting import figures
@@ -63,7 +63,7 @@ class EnsembleRecipe(Recipe):
         return cls(
             members=tuple(json.loads(json.dumps(recipe.to_dict())) for recipe in members),
             size=max(recipe.size for recipe in members),
-            lung_crop=first.lung_crop,
+            **{first.crop_setting or "lung_crop": first.crop_checkpoint},
             **{name: getattr(first, name) for name in STORED},
         )
 
@@ -78,7 +78,7 @@ class EnsembleRecipe(Recipe):
 
     def to_dict(self) -> dict[str, Any]:
         """Without the settings of training."""
-        names = ("members", "size", "lung_crop", *STORED)
+        names = ("members", "size", "lung_crop", "aligner", *STORED)
         return {"family": self.family, **{name: value for name, value in super().to_dict().items() if name in names}}
 
     @cached_property
@@ -242,7 +242,7 @@ def join(members: Sequence[Checkpoint], data: str, target: str, device: torch.de
         UserError: the members differ in family, findings, crop, or settings that they must share; or `data` does not
             suit them.
     """
-    first, crops = members[0], [_described(lung_crop.of_checkpoint(member)) for member in members]
+    first, crops = members[0], [_described(image_crop.of_checkpoint(member)) for member in members]
     for member, crop in zip(members, crops, strict=True):
         if member.findings != first.findings:
             raise UserError(
@@ -252,10 +252,10 @@ def join(members: Sequence[Checkpoint], data: str, target: str, device: torch.de
         if crop != crops[0]:
             raise UserError(
                 f"{first.uri} and {member.uri} are for images that are cropped differently, so they cannot form an "
-                f"ensemble: train both with the same lung_crop"
+                f"ensemble: train both with the same lung_crop or aligner"
             )
     recipe = EnsembleRecipe.of([member.recipe for member in members])
-    recipe = recipe.replace(lung_crop=checkpoint_files.lungs_of(first.uri, recipe.lung_crop))
+    recipe = recipe.with_crop_checkpoint(checkpoint_files.crop_checkpoint_of(first.uri, recipe.crop_checkpoint))
     info = _suitable(data, recipe, first)
     buffers = combinable(recipe.first).decision_buffers
     network = Ensemble([copy.deepcopy(member.network) for member in members], first.findings, buffers).to(device)
@@ -283,7 +283,7 @@ def _described(crop: ImageCrop | None) -> dict[str, Any] | None:
 def _suitable(data: str, recipe: EnsembleRecipe, first: Checkpoint) -> ShardInfo:
     """The shards `data`; raises UserError unless the members can be evaluated on them."""
     info = shards.read_info(data)
-    check_pixels(info, recipe, lung_crop.of_checkpoint(first))
+    check_pixels(info, recipe, image_crop.of_checkpoint(first))
     if {schema.LABELS, schema.BOXES} & {*recipe.columns} and info.findings != first.findings:
         raise UserError(
             f"{info.uri} has the findings {', '.join(info.findings)}, but the members of the ensemble predict "

@@ -182,6 +182,7 @@ def _input(recipe: Recipe, contract: InputContract) -> str:
         ("mean, standard deviation", " and ".join(str(list(values)) for values in (contract.mean, contract.std))),
         ("part of the image", _CROPS[contract.crop]),
         ("lung crop", f"yes, with a margin of {recipe.lung_margin:g}" if recipe.lung_crop else "no"),
+        ("aligned", "yes" if recipe.crop_setting == "aligner" else "no"),
         ("enhancement", recipe.enhancement.options() or "none"),
     ]
     table = markdown(("property", "value"), rows)

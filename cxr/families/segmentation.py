@@ -255,7 +255,7 @@ class SegmentationRecipe(Recipe):
         originals = (rows[name].to_pylist() for name in (schema.RESIZE_TRANSFORM, schema.HEIGHT_PX, schema.WIDTH_PX))
         least = context.thresholds.get(self.mask_label, 0.0)
         encoded = [
-            self._encoded(values_HW, least, zoom.then(ResizeTransform(**transform)), height, width)
+            self._encoded(values_HW, least, zoom.then(ResizeTransform.from_dict(transform)), height, width)
             for values_HW, transform, height, width in zip(values, *originals, strict=True)
         ]
         columns = {

@@ -7,7 +7,7 @@ image has at least twice the size that is needed, and if it is aligned with the 
 beside the centers of the pixels that they replace (tests/imaging/test_reduced.py).
 
 `decode_in_sizes` is the only place that decides this, for ingesting, scoring and `cxr.load` alike. Lung crops,
-enhancement and everything else that needs the original's pixels decode in full.
+alignment, enhancement and everything else that needs the original's pixels decode in full.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class HeatMap:
 
     `maps` is float32 (findings, h, w) in [0, 1], in the order of `findings`, on a grid over the square that the
     network saw; empty where `error` is set. `transform` maps points of this grid to pixels of the original image
-    (x to the right, y down, edges at integers): original = grid * scale + offset.
+    (x to the right, y down, edges at integers); see `ResizeTransform`.
     """
 
     image_id: str

@@ -69,7 +69,7 @@ def _originals(rows: pa.Table) -> Iterator[tuple[np.ndarray, ResizeTransform]]:
             yield _black(), ResizeTransform()
         else:
             picture = np.frombuffer(pixels, PICTURE.dtype).reshape(PICTURE.size, PICTURE.size)
-            yield picture / np.float32(255), ResizeTransform(**transform)
+            yield picture / np.float32(255), ResizeTransform.from_dict(transform)
 
 
 def _black() -> np.ndarray:
@@ -90,7 +90,7 @@ def _prediction(
     if (boxes := row.get(schema.PRED_BOXES)) is not None:
         boxes = [box for box in boxes if box[schema.SCORE] >= min_score]
         corners = [[box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)] for box in boxes]
-        placed = transform.from_original(np.array(corners).reshape(-1, 2)).reshape(-1, 4)
+        placed = transform.boxes_from_original(np.array(corners).reshape(-1, 4))
         pair = BoxPair(None, (), placed, [f"{box[schema.LABEL]} {box[schema.SCORE]:.2f}" for box in boxes])
         if not boxes:
             notes.append(f"no box with a score of {min_score:g} or more")

@@ -24,7 +24,7 @@ from cxr import schema, storage
 from cxr.data.shard_index import write_index
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION, ShardInfo
 from cxr.errors import UserError
-from cxr.families import lung_crop
+from cxr.families import image_crop
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform, fit_mask
@@ -93,8 +93,7 @@ def _coarser(transform: Mapping[str, float] | None, ratio: float) -> dict[str, f
     """The resize transform of pixels that are `ratio` times as wide and high."""
     if transform is None:
         return None
-    fine = ResizeTransform(**transform)
-    return ResizeTransform(fine.x_scale * ratio, fine.y_scale * ratio, fine.x_offset, fine.y_offset).as_dict()
+    return ResizeTransform(ratio, ratio).then(ResizeTransform.from_dict(transform)).as_dict()
 
 
 def _smaller(masks: Sequence[Mapping[str, Any]] | None, size: int, new_size: int) -> list[dict[str, Any]] | None:
@@ -193,7 +192,7 @@ def _described(
     parts: dict[str, list[dict[str, Any]]], rejects: pa.Table, model: Checkpoint, origin: Origin
 ) -> dict[str, Any]:
     """The contents of archive.json."""
-    crop = lung_crop.of_checkpoint(model)
+    crop = image_crop.of_checkpoint(model)
     return {
         "kind": KIND,
         "version": VERSION,
@@ -210,6 +209,6 @@ def _described(
             "checkpoint": model.uri,
             "recipe": model.recipe.to_dict(),
         },
-        **({"lung_crop": crop.describe()} if crop else {}),
+        **({"crop": crop.describe()} if crop else {}),
         **({"enhancement": done.describe()} if (done := model.recipe.enhancement) else {}),
     }

@@ -14,7 +14,7 @@ from cxr.data import ledger, shard_index, shards
 from cxr.data.ledger import Part
 from cxr.data.run_ledger import SCORES
 from cxr.errors import UserError
-from cxr.families import lung_crop
+from cxr.families import image_crop
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_compatible
 from cxr.inference import latents
@@ -109,11 +109,11 @@ def plan_inputs(origin: Origin, models: Mapping[str, Checkpoint]) -> Plan:
                     latents.check_encoder(info, model)
             except UserError as mistake:
                 raise (UserError(f"member {name}: {mistake}") if name else mistake) from mistake.__cause__
-        stored = InputFormat(info.pixels, lung_crop.of_checkpoint(next(iter(models.values()))), info.enhancement)
+        stored = InputFormat(info.pixels, image_crop.of_checkpoint(next(iter(models.values()))), info.enhancement)
         return Plan([], (stored,), (0,) * len(models), origin, bool(info.latents))
     formats: list[InputFormat] = []
     format_of: list[int] = []
-    for recipe, crop in ((model.recipe, lung_crop.of_checkpoint(model)) for model in models.values()):
+    for recipe, crop in ((model.recipe, image_crop.of_checkpoint(model)) for model in models.values()):
         own = InputFormat(recipe.pixel_format, crop, recipe.enhancement)
         number = next((i for i, other in enumerate(formats) if own.same_images(other)), len(formats))
         format_of.append(number)

@@ -18,7 +18,7 @@ from cxr.data.batch import Batch, best_device
 from cxr.data.decode import make_rows
 from cxr.data.prefetch import prefetched
 from cxr.errors import ImageRejectedError, UserError
-from cxr.families import checkpoint, lung_crop
+from cxr.families import checkpoint, image_crop
 from cxr.families.base import one_of
 from cxr.families.capabilities import HeatMaps, MaskProbabilities, embedder
 from cxr.families.checkpoint import Checkpoint
@@ -100,7 +100,7 @@ class Predictor:
         self._model = model
         self._scorer = Scorer(model, device, batch_size, precision=precision)
         self._pixels = model.recipe.pixel_format
-        self._input = InputFormat(self._pixels, lung_crop.of_checkpoint(model), model.recipe.enhancement)
+        self._input = InputFormat(self._pixels, image_crop.of_checkpoint(model), model.recipe.enhancement)
 
     def __repr__(self) -> str:
         return f"<cxr.Predictor: {self.family}, {self._model.uri}, on {self._scorer.device}>"
@@ -198,7 +198,7 @@ class Predictor:
                 maps_Fhw = next(of_good)
                 height, width = maps_Fhw.shape[1:]
                 to_stored = ResizeTransform(pixels.size / width, pixels.size / height)
-                to_original = to_stored.then(ResizeTransform(**row[schema.RESIZE_TRANSFORM]))
+                to_original = to_stored.then(ResizeTransform.from_dict(row[schema.RESIZE_TRANSFORM]))
                 size = row[schema.HEIGHT_PX], row[schema.WIDTH_PX]
                 yield HeatMap(row[schema.IMAGE_ID], names, maps_Fhw, to_original, *size)
 

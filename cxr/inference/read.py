@@ -76,7 +76,7 @@ class PartReader:
             with times.measured(STORAGE):
                 rows = storage.read_parquet(part[SHARD][0].as_py(), row_groups=part[ROW_GROUPS][0].as_py())
             return schema.conform_to_schema(rows, schema.row_schema(stored.pixels))
-        crops: dict[str, Crop] = {}  # one function for equal crops, so that their squares are computed once
+        crops: dict[str, Crop] = {}  # one function for equal crops, so that their regions are computed once
         for settings in filter(None, (one.crop for one in self.formats)):
             if _described(settings) not in crops:
                 crops[_described(settings)] = settings.loaded()

@@ -20,7 +20,7 @@ from cxr.data.identity import COLUMNS as IDENTITY_COLUMNS
 from cxr.data.identity import Identity, open_identity
 from cxr.data.run_ledger import SCORES, UNFINISHED, Generation, OpenIncrement, RunLedger, folder_of, read_ledger
 from cxr.errors import UserError
-from cxr.families import checkpoint, lung_crop
+from cxr.families import checkpoint, image_crop
 from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.thresholds_file import with_thresholds
@@ -187,13 +187,13 @@ def _settings(
 
 def _member_settings(member: Member, model: Checkpoint) -> dict[str, Any]:
     """What the scores of a member depend on, besides the options."""
-    crop = lung_crop.of_checkpoint(model)
+    crop = image_crop.of_checkpoint(model)
     return {
         "checkpoint_sha256": model.about["sha256"],
         "recipe": model.recipe.to_dict(),
         **({"thresholds": dict(model.thresholds)} if model.thresholds else {}),
         "precision": member.precision,
-        **({"lung_crop": crop.describe()} if crop else {}),
+        **({"crop": crop.describe()} if crop else {}),
     }
 
 

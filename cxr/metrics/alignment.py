@@ -78,6 +78,12 @@ def implausible(theta: Tensor) -> Tensor:
     return (scale < SCALES[0]) | (scale > SCALES[1]) | ~(middle_shift(theta) <= FARTHEST) | mirrored(theta)
 
 
+def implausible_reason(theta_23: Tensor) -> str:
+    """Why one image's transform is `implausible`, or not finite; or empty."""
+    reason = degenerate(*(float(measure(theta_23[None])) for measure in (mean_scale, middle_shift, mirrored)))
+    return f"implausible alignment, {reason}" if reason else ""
+
+
 def mirrored(theta: Tensor) -> Tensor:
     """(B,) bool: left and right are exchanged, or the image has collapsed to a line."""
     return torch.linalg.det(theta[..., :2].float()) <= 0

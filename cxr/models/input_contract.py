@@ -45,7 +45,7 @@ class InputContract:
     """Value by which each channel is divided."""
     crop: CropRule = "letterbox"
     """letterbox: the whole image, with black bars beside its short side. center: the largest centered square. A lung
-    crop takes the place of either."""
+    crop or an aligner takes the place of either."""
     resampling: Resampling = "area"
     """How originals are resized. area: mean over the area of a pixel. gaussian: Gaussian filter with a standard
     deviation of (factor - 1) / 2 pixels, then linear interpolation, as scikit-image does."""

@@ -13,7 +13,7 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.batch import stored
 from cxr.data.ray_input import RowStream, Streams, archive_streams, shard_streams
-from cxr.families import lung_crop
+from cxr.families import image_crop
 from cxr.families.base import Recipe
 from cxr.families.compatibility import RawArchive, check_compatible, check_ray_reader
 from cxr.schema import PixelFormat
@@ -98,7 +98,7 @@ def _raw(archive: str, recipe: Recipe, out: str, reading: ReadOptions, labeling:
         reading,
         labeling,
         columns=stored(recipe.columns),
-        crop=lung_crop.of_recipe(recipe),
+        crop=image_crop.of_recipe(recipe),
         enhance=recipe.enhancement,
         seed=recipe.seed,
     )

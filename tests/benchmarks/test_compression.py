@@ -19,7 +19,7 @@ from cxr.benchmarks.studies.compression import AS_STORED, RAW, Evaluator, Storag
 from cxr.benchmarks.studies.xrays import XRays
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.families import lung_crop
+from cxr.families import image_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.checkpoint import Checkpoint
@@ -27,7 +27,7 @@ from cxr.inference import latents
 from cxr.phantom.archive import write_phantom
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
-from tests.families.test_lung_crop import chest
+from tests.families.test_image_crop import chest
 from tests.lung_rule import save_finder
 from tests.made_shards import chest_like, write_shards
 
@@ -183,7 +183,7 @@ def test_a_raw_archive_is_decoded_and_bad_images_are_reported(tmp_path: Path, co
 
 
 def test_images_are_cropped_and_enhanced_as_in_scoring(tmp_path: Path, compressor: Checkpoint) -> None:
-    crop = lung_crop.by_checkpoint(save_finder(tmp_path / "finder"))
+    crop = image_crop.by_lungs(save_finder(tmp_path / "finder"))
     recipe = compressor.recipe.replace(normalize="percentile", equalize="clahe")
     raw = str(tmp_path / "raw")
     for number in range(4):

@@ -156,8 +156,8 @@ def test_shards_must_have_the_enhancement_of_recipe_and_checkpoint(tmp_path: Pat
 def test_shards_must_have_the_crop_of_the_recipe(tmp_path: Path) -> None:
     whole = write_shards(tmp_path / "shards", SHARDS)
     about = storage.read_json(f"{whole}/{shards.ARCHIVE_FILE}")
-    crop = {"sha256": "0" * 64, "margin": 0.05}
-    storage.write_json(f"{whole}/{shards.ARCHIVE_FILE}", about | {"lung_crop": crop})
+    crop = {"rule": "lungs", "sha256": "0" * 64, "margin": 0.05}
+    storage.write_json(f"{whole}/{shards.ARCHIVE_FILE}", about | {"crop": crop})
     with pytest.raises(
         UserError, match=r"contains crops by the lung checkpoint 000000000000 .* whole images are needed"
     ):

@@ -159,7 +159,7 @@ def test_info_says_what_a_checkpoint_needs_and_gives(
     assert call("info", "--checkpoint", str(tmp_path), "--json", monkeypatch=monkeypatch) == 0
     info = json.loads(capsys.readouterr().out)
     assert (info["family"], info["metrics"]) == ("align", {"loss": 0.25})
-    assert info["needs"] == {**recipe.input_contract.to_dict(), "lung_crop": False}
+    assert info["needs"] == {**recipe.input_contract.to_dict(), "lung_crop": False, "aligned": False}
     assert info["gives"]["columns"] == ["theta"]
     assert call("info", "--checkpoint", str(tmp_path), monkeypatch=monkeypatch) == 0
     text = capsys.readouterr().out

@@ -94,7 +94,7 @@ def test_fetching_and_decoding_are_timed_without_waiting_for_each_other(
 
 def test_transform_maps_back_to_the_original(tmp_path: Path) -> None:
     rows = make_rows(manifest([saved(tmp_path / "wide.png", picture(50, 100))]), PIXELS).to_pylist()
-    frame = ResizeTransform(**rows[0][schema.RESIZE_TRANSFORM])
+    frame = ResizeTransform.from_dict(rows[0][schema.RESIZE_TRANSFORM])
     assert frame.to_original(np.array([[0, 8], [32, 24]])).tolist() == [[0, 0], [100, 50]]
 
 

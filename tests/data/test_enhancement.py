@@ -17,7 +17,7 @@ from cxr.cli.training_jobs import ensure_shards
 from cxr.data import ingest, shards
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.families import checkpoint, lung_crop
+from cxr.families import checkpoint, image_crop
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
@@ -163,7 +163,7 @@ def test_ingest_shows_each_step(archive: str, tmp_path: Path) -> None:
 def test_lungs_are_segmented_in_images_preprocessed_as_in_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finder = lung_crop.by_checkpoint(save_finder(tmp_path)).loaded()
+    finder = image_crop.by_lungs(save_finder(tmp_path)).loaded()
     pixels = chest_like(np.random.default_rng(0), 64)
     asked: list[np.ndarray] = []
     monkeypatch.setattr(Enhancement, "__call__", lambda self, given: asked.append(given) or given)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr.imaging.geometry import ResizeTransform, fit, fit_mask, mask_to_original
+from cxr.imaging.geometry import ResizeTransform, fit, fit_mask, map_to_original, mask_to_original, place
 
 SIDE = st.integers(1, 400)
 
@@ -80,7 +80,7 @@ def test_a_mask_matches_its_image() -> None:
 
 def test_transform_survives_as_dict() -> None:
     _, frame = fit(np.zeros((30, 70), np.uint8), 32)
-    assert ResizeTransform(**frame.as_dict()) == frame
+    assert ResizeTransform.from_dict(frame.as_dict()) == frame
 
 
 def discs(height: int, width: int, seed: int) -> np.ndarray:
@@ -150,3 +150,94 @@ def test_transforms_compose() -> None:
     points = np.random.default_rng(0).uniform(0, 50, (9, 2))
     crop, outer = ResizeTransform(0.5, 0.25, 3, -7), ResizeTransform(4, 3, -1, 2)
     np.testing.assert_allclose(crop.then(outer).to_original(points), outer.to_original(crop.to_original(points)))
+
+
+# ---- Transforms that turn the image
+
+
+def turned(height: int, width: int, size: int, degrees: float, zoom: float = 1.0) -> ResizeTransform:
+    """From a square of `size` pixels to an image, whose long side fills it before it is turned around its middle."""
+    step = zoom * max(height, width) / size
+    cos, sin = step * np.cos(np.radians(degrees)), step * np.sin(np.radians(degrees))
+    linear = np.array([[cos, -sin], [sin, cos]])
+    middle = np.array([width, height]) / 2 - linear @ (size / 2, size / 2)
+    return ResizeTransform.from_matrix(np.column_stack([linear, middle]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(matrix=st.lists(st.floats(-3, 3), min_size=6, max_size=6), seed=st.integers(0, 99))
+def test_points_and_boxes_map_through_any_transform(matrix: list[float], seed: int) -> None:
+    skewed = 5 * np.eye(2, 3) + np.array(matrix).reshape(2, 3)
+    frame, rng = ResizeTransform.from_matrix(skewed), np.random.default_rng(seed)
+    points = rng.uniform(0, 500, (20, 2))
+    np.testing.assert_allclose(frame.to_original(points), points @ skewed[:, :2].T + skewed[:, 2])
+    for back in (frame.from_original, frame.inverse().to_original):
+        np.testing.assert_allclose(back(frame.to_original(points)), points, atol=1e-6)
+    outer = ResizeTransform(2, 3, 4, 5, 0.5, -0.5)
+    np.testing.assert_allclose(frame.then(outer).to_original(points), outer.to_original(frame.to_original(points)))
+    low, high = np.minimum(points[:10], points[10:]), np.maximum(points[:10], points[10:])
+    boxes = frame.boxes_to_original(np.hstack([low, high]))
+    inside = frame.to_original(low + rng.random((10, 2)) * (high - low))
+    assert (boxes[:, :2] <= inside + 1e-9).all()
+    assert (inside <= boxes[:, 2:] + 1e-9).all()
+    corners = [low, high, np.c_[low[:, 0], high[:, 1]], np.c_[high[:, 0], low[:, 1]]]
+    np.testing.assert_allclose(boxes[:, :2], np.min([frame.to_original(corner) for corner in corners], 0))
+
+
+def test_rows_of_earlier_versions_have_no_skews() -> None:
+    old = {"x_scale": 2.0, "y_scale": 3.0, "x_offset": 4.0, "y_offset": 5.0}
+    assert ResizeTransform.from_dict(old) == ResizeTransform(2, 3, 4, 5)
+    assert ResizeTransform.from_dict(old | {"x_skew": None, "y_skew": None}) == ResizeTransform(2, 3, 4, 5)
+
+
+def test_a_dot_of_a_turned_image_is_where_its_transform_says() -> None:
+    pixels = np.zeros((300, 200), np.uint16)
+    pixels[90:96, 30:36] = 65535
+    frame = turned(300, 200, 100, 20, 1.3)
+    square = place(pixels, 100, frame)
+    y, x = np.unravel_index(square.argmax(), square.shape)
+    assert square.dtype == np.uint16
+    assert np.abs(frame.to_original(np.array([[x, y]]) + 0.5) - [33, 93]).max() < frame.steps[0]
+    outside = frame.to_original(np.argwhere(np.ones((100, 100)))[:, ::-1] + 0.5)
+    beyond = ((outside < -4) | (outside > [204, 304])).any(1).reshape(100, 100)
+    assert not place(np.full((300, 200), 255, np.uint8), 100, frame)[beyond].any()
+
+
+@pytest.mark.parametrize(("size", "least"), [(512, 0.95), (1024, 0.85)])
+def test_a_turned_image_is_as_sharp_as_a_resized_one(size: int, least: float) -> None:
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.normal(0, 1, (1024, 1024)), (0, 0), 0.8)
+    pixels = (128 + 25 * texture / texture.std()).clip(0, 255).astype(np.uint8)
+
+    def sharpness(square: np.ndarray) -> float:
+        middle = square[size // 4 : -size // 4, size // 4 : -size // 4].astype(float)
+        return sum((np.diff(middle, axis=axis) ** 2).mean() for axis in (0, 1))
+
+    resized, turned_once = fit(pixels, size)[0], place(pixels, size, turned(1024, 1024, size, 3))
+    assert least < sharpness(turned_once) / sharpness(resized) < 1.1
+    small = place(pixels, 128, turned(1024, 1024, 128, 3))
+    assert sharpness(cv2.resize(small, (size, size))) < 0.2 * sharpness(turned_once)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    height=st.integers(60, 400),
+    width=st.integers(60, 400),
+    size=st.integers(48, 300),
+    degrees=st.floats(-30, 30),
+    seed=st.integers(0, 99),
+)
+def test_masks_of_turned_images_map_back(height: int, width: int, size: int, degrees: float, seed: int) -> None:
+    mask, frame = discs(height, width, seed), turned(height, width, size, degrees, 1.5)  # shows the whole image
+    back = mask_to_original(fit_mask(mask, size, frame), frame, height, width)
+    edges = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    near = near_outline(edges, 1.5 * max(frame.steps))[1:-1, 1:-1]
+    assert not ((back != mask) & ~near).any()
+
+
+def test_values_do_not_reach_beyond_a_turned_square() -> None:
+    frame = turned(200, 200, 50, 30, 0.5)
+    back = map_to_original(np.ones((50, 50)), frame, 200, 200)
+    inside = frame.from_original(np.argwhere(np.ones((200, 200)))[:, ::-1] + 0.5)
+    expected = ((inside >= 0) & (inside <= 50)).all(1).reshape(200, 200)
+    np.testing.assert_array_equal(back, expected)

@@ -236,6 +236,6 @@ def test_rows_are_those_of_decode_to_fit(tmp_path: Path) -> None:
         manifest_table({schema.IMAGE_ID: uris, schema.SOURCE_URI: uris}), PixelFormat(24, 16)
     ).to_pylist()
     assert (row[schema.HEIGHT_PX], row[schema.WIDTH_PX]) == pixels.shape
-    assert ResizeTransform(**row[schema.RESIZE_TRANSFORM]) == fit(pixels, 24)[1]
+    assert ResizeTransform.from_dict(row[schema.RESIZE_TRANSFORM]) == fit(pixels, 24)[1]
     expected = decode_to_fit(inspect(jpeg_2000(pixels)), 24).pixels
     assert_array_equal(np.frombuffer(row[schema.PIXELS], np.uint16).reshape(24, 24), expected)

@@ -123,7 +123,7 @@ def test_rows_keep_all_columns_that_do_not_depend_on_the_size() -> None:
     assert found.select(same).to_pylist() == rows.select(same).to_pylist()
     frame, none = found[schema.RESIZE_TRANSFORM].to_pylist()
     corner = ResizeTransform(2.0, 3.0, -4.0, 5.0).to_original(np.array([[SIZE / 4, SIZE]]))
-    np.testing.assert_allclose(ResizeTransform(**frame).to_original(np.array([[4, 16]])), corner)
+    np.testing.assert_allclose(ResizeTransform.from_dict(frame).to_original(np.array([[4, 16]])), corner)
     assert none is None
 
 

@@ -21,7 +21,7 @@ from cxr.data import decode
 from cxr.data.run_ledger import Increment
 from cxr.errors import UserError
 from cxr.evaluation.run import read_run, read_runs, read_scores
-from cxr.families import checkpoint, lung_crop
+from cxr.families import checkpoint, image_crop
 from cxr.families.classify import ClassifyRecipe
 from cxr.families.ensemble import join
 from cxr.imaging.decode import inspect
@@ -32,7 +32,7 @@ from cxr.inference.part_scorer import PartScorer
 from cxr.inference.plan import Plan, plan_scoring
 from cxr.inference.read import PART, PART_ROWS, TIMES
 from cxr.sources.options import ReadOptions
-from tests.families.test_lung_crop import chest
+from tests.families.test_image_crop import chest
 from tests.families.test_recipes import SMALL
 from tests.lung_rule import save_finder
 from tests.made_shards import write_shards
@@ -102,10 +102,10 @@ def test_a_panel_of_all_families_equals_separate_passes(tmp_path: Path, monkeypa
     plan = planned(archive, panel)
     assert len(plan.formats) == 7  # align and pneumothorax share theirs
     counts: Counter[str] = Counter()
-    decode_image, lungs = decode.decode_image, lung_crop._square
+    decode_image, lungs = decode.decode_image, image_crop._square
     with monkeypatch.context() as counted:
         counted.setattr(decode, "decode_image", lambda *a: counts.update(["decoded"]) or decode_image(*a))
-        counted.setattr(lung_crop, "_square", lambda *a: counts.update(["cropped"]) or lungs(*a))
+        counted.setattr(image_crop, "_square", lambda *a: counts.update(["cropped"]) or lungs(*a))
         together = run(archive, panel, tmp_path / "together")
     assert counts["decoded"] == 9  # all but the empty file and the text, whose first bytes rule them out
     assert counts["cropped"] == 2 * 7  # two margins

@@ -14,7 +14,7 @@ from cxr.cli.options import ArchiveOptions
 from cxr.cli.training_jobs import train_job
 from cxr.data import shards
 from cxr.errors import UserError
-from cxr.families import lung_crop
+from cxr.families import image_crop
 from cxr.families.align import AlignRecipe
 from cxr.imaging.geometry import ResizeTransform
 from cxr.inference.score import score
@@ -57,8 +57,8 @@ def test_from_an_archive_to_scores(tmp_path: Path) -> None:
         train_job(
             recipe.replace(lung_crop=""), ArchiveOptions(archive=(done["data"],)), RunOptions(), str(tmp_path / "o")
         )
-    crop = lung_crop.by_checkpoint(finder, 0.1)
-    assert shards.read_info(done["data"]).lung_crop == crop.describe()
+    crop = image_crop.by_lungs(finder, 0.1)
+    assert shards.read_info(done["data"]).crop == crop.describe()
 
     (tmp_path / "finder").rename(tmp_path / "gone")  # scoring needs nothing but the checkpoint
     score(archive, done["checkpoint"], str(tmp_path / "raw"))
@@ -76,5 +76,7 @@ def test_from_an_archive_to_scores(tmp_path: Path) -> None:
         )
         assert row[schema.THETA] == pytest.approx(stored[image_id][schema.THETA], abs=1e-5)
     assert sum(row[schema.CROP_STATUS].startswith("whole image: the lung mask") for row in raw.values()) == BLANK
-    found = ResizeTransform(**raw["20.png"][schema.RESIZE_TRANSFORM]).to_original(np.array([[0, 0], [32, 32]]))
+    found = ResizeTransform.from_dict(raw["20.png"][schema.RESIZE_TRANSFORM]).to_original(
+        np.array([[0, 0], [32, 32]])
+    )
     assert np.abs(found - [[24, 12], [76, 64]]).max() <= 8  # of 100 x 80; blocks from (30, 20) to (70, 60)

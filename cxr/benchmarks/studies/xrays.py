@@ -17,7 +17,7 @@ from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.families.base import Recipe, unit_pixels
 from cxr.families.compatibility import check_pixels
-from cxr.families.lung_crop import ImageCrop
+from cxr.families.image_crop import ImageCrop
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.sources.options import ALL_IMAGES, ReadOptions

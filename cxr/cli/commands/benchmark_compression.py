@@ -15,7 +15,7 @@ from cxr.benchmarks.studies import compression, compression_report, xrays
 from cxr.benchmarks.studies.compression import Evaluator
 from cxr.cli.phantoms import phantom_archive
 from cxr.cli.training_jobs import demo_compressor_checkpoint
-from cxr.families import checkpoint, lung_crop
+from cxr.families import checkpoint, image_crop
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.bootstrap import RESAMPLES
@@ -54,7 +54,7 @@ def main(options: Options) -> dict[str, Any]:
     classifier = checkpoint.load(options.classifier) if options.classifier else compressor
     compression.check_compressor(compressor)
     compression.check_classifier(classifier)
-    crop = lung_crop.of_checkpoint(compressor)
+    crop = image_crop.of_checkpoint(compressor)
     originals, notes = xrays.read(archive, options.split, compressor.recipe, options.limit, crop=crop)
     for note in notes:
         print(f"note: {note}", flush=True)

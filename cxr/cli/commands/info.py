@@ -17,7 +17,7 @@ from typing import Any
 from cxr import schema, storage
 from cxr.cli.commands import COMMANDS
 from cxr.families import ENSEMBLES, RECIPES
-from cxr.families.checkpoint_files import read_about
+from cxr.families.checkpoint_files import CROPPED_BY, read_about
 from cxr.families.presets import PRESETS
 from cxr.runtime import provenance
 from cxr.sources import SOURCES
@@ -75,7 +75,8 @@ def _checkpoint(uri: str) -> tuple[dict[str, Any], str]:
     recipe, family = about["recipe"], about["recipe"]["family"]
     members = [member["family"] for member in recipe["members"]] if family in ENSEMBLES else []
     scored = members[0] if members else family
-    needs = {**about["input"], "lung_crop": bool(recipe.get("lung_crop"))}
+    cropped = {"lung_crop": bool(recipe.get("lung_crop")), "aligned": bool(recipe.get("aligner"))}
+    needs = {**about["input"], **(cropped if about.get(CROPPED_BY) else dict.fromkeys(cropped, False))}
     gives = {
         "columns": SCORE_COLUMNS.get(scored, ()),
         "findings": about["findings"],

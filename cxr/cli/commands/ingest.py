@@ -57,6 +57,9 @@ class Options:
     """URI of a checkpoint of family lungs. Images are cropped to the square around the lungs. Default: no crop."""
     lung_margin: float = MARGIN
     """Margin added on each side of the square around the lungs, as a fraction of its side."""
+    aligner: str = ""
+    """URI of a checkpoint of family align. Images are turned, stretched and moved into its common frame, in one
+    resampling of the original's pixels. Not for family attend, which aligns in its network. Default: no alignment."""
     center_crop: Literal["", "area", "gaussian"] = ""
     """Crop images to their largest centered square, and resample it by area, or with a Gaussian filter as
     TorchXRayVision does (give 16 bits). Default: no crop."""
@@ -67,8 +70,10 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    if options.lung_crop and options.center_crop:
-        raise UserError("expected one of --lung-crop and --center-crop, got both: leave one out")
+    given = [name for name in ("lung_crop", "aligner", "center_crop") if getattr(options, name)]
+    if len(given) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"expected at most one of --lung-crop, --aligner and --center-crop, got {names}: give one")
     if options.archive:
         storage.check_readable(options.archive)
     if options.labeling.labels:
@@ -79,9 +84,7 @@ def main(options: Options) -> dict[str, Any]:
     from cxr.data.ingest import ingest
     from cxr.runtime import cluster
 
-    crop = _lung_crop(options) if options.lung_crop else None
-    if options.center_crop:
-        crop = CenterCrop(options.center_crop)
+    crop = _crop(options)
     cluster.connect()
     result = ingest(
         options.archive or phantom_archive(options.out, count=60),
@@ -100,10 +103,14 @@ def main(options: Options) -> dict[str, Any]:
     return asdict(result) | {"pictures": _pictures(options, archive) if options.enhancement else []}
 
 
-def _lung_crop(options: Options) -> CropSettings:
-    from cxr.families import lung_crop  # imports torch
+def _crop(options: Options) -> CropSettings | None:
+    from cxr.families import image_crop  # imports torch
 
-    return lung_crop.by_checkpoint(options.lung_crop, options.lung_margin)
+    if options.lung_crop:
+        return image_crop.by_lungs(options.lung_crop, options.lung_margin)
+    if options.aligner:
+        return image_crop.by_aligner(options.aligner)
+    return CenterCrop(options.center_crop) if options.center_crop else None
 
 
 def _pictures(options: Options, archive: str) -> list[str]:
