@@ -11,6 +11,7 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.evaluation import images
 from cxr.evaluation.ground_truth import PLACES, read_truth
+from cxr.imaging.geometry import ResizeTransform
 from cxr.sources.options import ALL_IMAGES
 from tests.made_shards import write_shards
 
@@ -38,5 +39,5 @@ def test_each_picture_takes_one_read_if_its_place_is_known(tmp_path: Path, monke
     assert list(shown) == rows == sorted(searched)
     for row, (picture, transform) in shown.items():
         assert picture[0, 0] == np.float32(row) / 255
-        assert transform.as_dict() == TRANSFORM
+        assert transform == ResizeTransform.from_dict(TRANSFORM)
         np.testing.assert_array_equal(picture, searched[row][0])
