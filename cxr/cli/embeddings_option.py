@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import tyro
+
 from cxr.errors import UserError
 
 
@@ -14,10 +16,11 @@ from cxr.errors import UserError
 class EmbeddingsOption:
     """The option of commands that can train a head on stored embeddings."""
 
-    embeddings: str = ""
+    embeddings: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Train only the head, on the embeddings in this folder: the --out of `cxr score --save-embeddings`. This
     takes seconds and needs no cluster. The default archive is the one that was scored. Options for images and for the
-    cluster have no effect."""
+    cluster have no effect. If the folder has embeddings of several checkpoints, or the option is repeated, the head
+    classifies all of them side by side (feature-level fusion)."""
 
     def from_embeddings(self, arguments: Sequence[str]) -> Self | None:
         """These options with the defaults of a head on the network that made the embeddings; None without
@@ -27,8 +30,9 @@ class EmbeddingsOption:
             UserError: there are no embeddings, or `--preset` or `--recipe` is given, too.
         """
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        for name in ("--embeddings", "--preset", "--recipe"):
-            parser.add_argument(name)
+        parser.add_argument("--embeddings", action="append")
+        parser.add_argument("--preset")
+        parser.add_argument("--recipe")
         parsed = parser.parse_known_args(list(arguments))[0]
         if not parsed.embeddings:
             return None

@@ -22,8 +22,12 @@ from cxr.data import embeddings, shard_index, shards
 from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.classifier_base import ClassifierTask
 from cxr.families.classify import ClassifyRecipe
 from cxr.families.compatibility import RawArchive
+from cxr.families.ensemble import EnsembleTask, check_crops
+from cxr.families.fused_features import FusedFeaturesRecipe, fuse
 from cxr.families.head_training import (
     LabeledEmbeddings,
     attach,
@@ -42,19 +46,20 @@ CHECKPOINT = "checkpoint"  # folder in OUT
 SHOWN = 10  # trials in the printed table; trials.csv has all
 
 
-def head_recipe(run: str) -> ClassifyRecipe:
-    """The default settings of a head on the embeddings of a scoring run.
+def head_recipe(runs: Sequence[str]) -> ClassifyRecipe:
+    """The default settings of a head on the embeddings of scoring runs. Settings of images are those of the first
+    network.
 
     Raises:
-        UserError: there are no embeddings, or their network is no classifier.
+        UserError: there are no embeddings, or a network is no classifier.
     """
-    run = storage.normalize(run)
-    return starting_recipe(_base_recipe(run, embeddings.read_about(run)))
+    first = _folders(runs)[0]
+    return starting_recipe(_base_recipe(first, embeddings.read_about(first)))
 
 
-def train_head_job(recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, out: str) -> dict[str, Any]:
+def train_head_job(recipe: ClassifyRecipe, runs: Sequence[str], archive: ArchiveOptions, out: str) -> dict[str, Any]:
     """The body of `cxr train classify --embeddings`; returns its result.json."""
-    prepared = _prepared(recipe, run, archive, out)
+    prepared = _prepared(recipe, runs, archive, out)
     start = time.monotonic()
     head = train_head(recipe, prepared.data)
     console.say(f"trained the head for {recipe.epochs} epochs in {time.monotonic() - start:.1f} s")
@@ -62,7 +67,7 @@ def train_head_job(recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, ou
 
 
 def tune_head_job(
-    recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, options: SearchOptions, out: str
+    recipe: ClassifyRecipe, runs: Sequence[str], archive: ArchiveOptions, options: SearchOptions, out: str
 ) -> dict[str, Any]:
     """The body of `cxr tune classify --embeddings`; returns its result.json."""
     space = search_space(recipe)
@@ -79,7 +84,7 @@ def tune_head_job(
     space = {name: values for name, values in space.items() if name not in options.frozen_params}
     if not space:
         raise UserError("frozen_params leaves no setting to search: remove some of them from --frozen-params")
-    prepared = _prepared(recipe, run, archive, out)
+    prepared = _prepared(recipe, runs, archive, out)
     start = time.monotonic()
     found = search_heads(
         recipe,
@@ -114,15 +119,23 @@ def tune_head_job(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a job needs, read once: the URIs of OUT, of the scoring run and of the checkpoint that made its
-    embeddings, the archives with the labels, the data on the device, and the findings."""
+    """What a job needs, read once: the URIs of OUT, of the folders with embeddings and of the checkpoints that made
+    them, the archives with the labels, the data on the device, and the findings."""
 
     out: str
-    run: str
-    base: str
+    folders: tuple[str, ...]
+    bases: tuple[str, ...]
     archives: tuple[str, ...]
     data: LabeledEmbeddings
     findings: tuple[str, ...]
+
+
+def _folders(runs: Sequence[str]) -> list[str]:
+    """The folders with embeddings of scoring runs, each once."""
+    folders = embeddings.folders([storage.normalize(run) for run in runs])
+    if len(set(folders)) < len(folders):
+        raise UserError(f"expected different folders of embeddings, got {' and '.join(folders)}: give each once")
+    return folders
 
 
 def _base_recipe(run: str, about: Mapping[str, Any]) -> ClassifyRecipe:
@@ -142,17 +155,20 @@ def _base_recipe(run: str, about: Mapping[str, Any]) -> ClassifyRecipe:
     return recipe
 
 
-def _prepared(recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, out: str) -> _Prepared:
+def _prepared(recipe: ClassifyRecipe, runs: Sequence[str], archive: ArchiveOptions, out: str) -> _Prepared:
     """Check the options, and read embeddings and labels."""
-    out, run = storage.normalize(out), storage.normalize(run)
+    out, folders = storage.normalize(out), _folders(runs)
     if storage.exists(storage.join(out, CHECKPOINT, checkpoint_files.ABOUT)):
         raise UserError(f"{out} already contains a run: give another --out")
-    about = embeddings.read_about(run)
-    check_settings(recipe, _base_recipe(run, about))
-    archives = tuple(archive.uris or about["archives"])
+    abouts = [embeddings.read_about(folder) for folder in folders]
+    bases = [_base_recipe(folder, about) for folder, about in zip(folders, abouts, strict=True)]
+    check_settings(recipe, bases[0])
+    if len(bases) > 1:
+        _ = FusedFeaturesRecipe.of(bases, recipe.head)  # raises if they cannot be fused
+    archives = tuple(archive.uris or abouts[0]["archives"])
     ids, splits, labels_NF, findings = _labels(archive, archives, out)
     start = time.monotonic()
-    stored = embeddings.load(run)
+    stored = embeddings.load_together(folders)
     rows = pc.index_in(ids, value_set=stored.image_ids)
     known_N = rows.is_valid().to_numpy(zero_copy_only=False)
     if not known_N.all():
@@ -174,7 +190,8 @@ def _prepared(recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, out: st
         f"read {len(data.train)} embeddings to train on and {len(data.val)} to validate on, each of "
         f"{data.vectors.shape[1]} numbers, in {time.monotonic() - start:.1f} s"
     )
-    return _Prepared(out, run, about["checkpoint"], archives, data.to(best_device()), findings)
+    checkpoints = tuple(about["checkpoint"] for about in abouts)
+    return _Prepared(out, tuple(folders), checkpoints, archives, data.to(best_device()), findings)
 
 
 def _labels(
@@ -201,19 +218,29 @@ def _labels(
     return ids, splits, labels_NF, findings
 
 
+def _task(
+    recipe: ClassifyRecipe, bases: Sequence[Checkpoint], findings: tuple[str, ...], head: nn.Module
+) -> ClassifierTask | EnsembleTask:
+    """The network with a trained head on the backbone that made the embeddings, or on several, as a task."""
+    if len(bases) == 1:
+        return recipe.task(attach(bases[0].network, recipe, findings, head))
+    check_crops(bases)
+    fused = FusedFeaturesRecipe.of([base.recipe for base in bases], recipe.head)
+    return fused.task(fuse([base.network for base in bases], fused, findings, head))
+
+
 def _saved(recipe: ClassifyRecipe, prepared: _Prepared, archive: ArchiveOptions, head: nn.Module) -> dict[str, Any]:
     """Write the checkpoint of the whole network in OUT/checkpoint, with its thresholds; the result.json."""
     out, data, findings = prepared.out, prepared.data, prepared.findings
-    base = checkpoint.load(prepared.base)
-    network = attach(base.network, recipe, findings, head)
-    task = recipe.task(network)
-    device = data.vectors.device
+    bases = [checkpoint.load(uri) for uri in prepared.bases]
+    task = _task(recipe, bases, findings, head)
+    network, device = task.network, data.vectors.device
     with torch.inference_mode():
-        p_NF = torch.cat(
-            [network.head.to(device)(data.vectors[rows].float()).sigmoid() for rows in data.val.split(65_536)]
-        )
+        head = head.to(device)
+        p_NF = torch.cat([head(data.vectors[rows].float()).sigmoid() for rows in data.val.split(65_536)])
         network.cpu()
-        metrics = task.evaluate_labels(torch.cat([p_NF, data.labels[data.val].float()], 1).cpu())
+        evaluation = task if isinstance(task, ClassifierTask) else task.evaluation
+        metrics = evaluation.evaluate_labels(torch.cat([p_NF, data.labels[data.val].float()], 1).cpu())
     if not np.isfinite(metrics[recipe.monitor]):
         raise UserError(
             "expected a finding with positive and negative labels among the validation images, got none: give "
@@ -224,16 +251,16 @@ def _saved(recipe: ClassifyRecipe, prepared: _Prepared, archive: ArchiveOptions,
         reading = archive.reading.describe()
         checkpoint.save(
             Path(folder),
-            recipe,
+            task.recipe,
             task,
             network.state_dict(),
             findings=findings,
             metrics=metrics,
             reading=reading,
-            origin=base.about.get("origin"),
+            origin=bases[0].about.get("origin") if len(bases) == 1 else None,
         )
         storage.upload_folder(Path(folder), target)
-    if cropping := checkpoint_files.crop_checkpoint_of(base.uri, recipe.crop_checkpoint):
+    if cropping := checkpoint_files.crop_checkpoint_of(bases[0].uri, recipe.crop_checkpoint):
         checkpoint_files.copy_for_scoring(cropping, storage.join(target, checkpoint_files.CROP))
     storage.write_json(storage.join(out, RECIPE_FILE), recipe.to_dict())
     print("  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())))
@@ -242,7 +269,7 @@ def _saved(recipe: ClassifyRecipe, prepared: _Prepared, archive: ArchiveOptions,
         "checkpoint": target,
         "metrics": metrics,
         "epochs": recipe.epochs,
-        "embeddings": prepared.run,
+        "embeddings": list(prepared.folders),
         "data": list(prepared.archives),
         "recipe": recipe.to_dict(),
         "initial_weights": {},

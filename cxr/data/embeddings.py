@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr import schema, storage
+from cxr.data.run_ledger import read_ledger
 from cxr.errors import UserError
 
 FOLDER, ABOUT = "embeddings", "embeddings.json"
@@ -29,7 +31,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Embeddings:
-    """All vectors of a scoring run, in memory."""
+    """All vectors of a scoring run, or of several side by side, in memory."""
 
     image_ids: pa.ChunkedArray
     vectors: np.ndarray
@@ -103,6 +105,37 @@ def read_about(run: str) -> dict[str, Any]:
             f"use the version of cxr that wrote it, or score again"
         )
     return about
+
+
+def folders(runs: Sequence[str]) -> list[str]:
+    """The folders with embeddings of scoring runs: OUT, or of a panel OUT/MEMBER for each member that has some.
+
+    Raises:
+        UserError: a run has none.
+    """
+    found = []
+    for run in runs:
+        members = [name for name in _members(run) if storage.exists(storage.join(run, name, FOLDER, ABOUT))]
+        found += [storage.join(run, name) for name in members] or [run]
+    for folder in found:
+        read_about(folder)
+    return found
+
+
+def _members(run: str) -> list[str]:
+    latest = read_ledger(run).latest
+    return latest.settings.get("panel", []) if latest else []
+
+
+def load_together(runs: Sequence[str]) -> Embeddings:
+    """The vectors of several runs side by side, of the images that all have embedded."""
+    first, *others = (load(run) for run in runs)
+    for other in others:
+        rows = pc.index_in(first.image_ids, value_set=other.image_ids)
+        known_N = rows.is_valid().to_numpy(zero_copy_only=False)
+        vectors = first.vectors[known_N], other.vectors[rows.drop_null().to_numpy()]
+        first = Embeddings(first.image_ids.filter(pa.array(known_N)), np.concatenate(vectors, axis=1))
+    return first
 
 
 def load(run: str) -> Embeddings:

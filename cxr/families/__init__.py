@@ -22,7 +22,10 @@ RECIPES = {
     "pneumothorax": "cxr.families.pneumothorax.PneumothoraxRecipe",
 }
 
-ENSEMBLES = {"ensemble": "cxr.families.ensemble.EnsembleRecipe"}  # not trained, but joined from trained networks
+ENSEMBLES = {  # not trained, but joined from trained networks
+    "ensemble": "cxr.families.ensemble.EnsembleRecipe",
+    "fused": "cxr.families.fused_features.FusedFeaturesRecipe",
+}
 
 
 def recipe_type(family: str) -> type[Recipe]:

@@ -68,9 +68,9 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     of torchvision, such as densenet121."""
     input: str = "imagenet"
     """Values that the backbone expects: the number of channels, their range, and the mean and standard deviation by
-    which they are normalized. imagenet, dinov2, rad-dino, eva-x and clip (three channels), unit (one channel in
-    [0, 1]), or torchxrayvision (one channel in [-1024, 1024]). rad-dino and torchxrayvision also crop images to a
-    square."""
+    which they are normalized. imagenet, inception, dinov2, rad-dino, eva-x and clip (three channels), unit (one
+    channel in [0, 1]), or torchxrayvision (one channel in [-1024, 1024]). rad-dino and torchxrayvision also crop
+    images to a square."""
     head: HeadName = "linear"
     """Classifier on the backbone. linear: a linear layer on its pooled features; mlp: two layers on them;
     attention: a linear layer, with learned attention as pooling; mil: multiple-instance learning, in which an image

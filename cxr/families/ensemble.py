@@ -47,6 +47,7 @@ class EnsembleRecipe(Recipe):
     """Several networks of one family whose predictions are combined."""
 
     family: ClassVar[str] = "ensemble"
+    own_settings: ClassVar[tuple[str, ...]] = ()
 
     members: tuple[dict[str, Any], ...] = ()
     """The recipes of the members, as `Recipe.to_dict` describes them."""
@@ -59,12 +60,18 @@ class EnsembleRecipe(Recipe):
             UserError: their predictions cannot be combined; the message names a setting that differs.
         """
         check_members(members)
+        return cls.around(members)
+
+    @classmethod
+    def around(cls, members: Sequence[Recipe], **settings: Any) -> Self:
+        """A recipe with the images of these members, which must be the same, and with other settings."""
         first = members[0]
         return cls(
             members=tuple(json.loads(json.dumps(recipe.to_dict())) for recipe in members),
             size=max(recipe.size for recipe in members),
             **{first.crop_setting or "lung_crop": first.crop_checkpoint},
             **{name: getattr(first, name) for name in STORED},
+            **settings,
         )
 
     def __post_init__(self) -> None:
@@ -78,7 +85,7 @@ class EnsembleRecipe(Recipe):
 
     def to_dict(self) -> dict[str, Any]:
         """Without the settings of training."""
-        names = ("members", "size", "lung_crop", "aligner", *STORED)
+        names = ("members", "size", "lung_crop", "aligner", *STORED, *self.own_settings)
         return {"family": self.family, **{name: value for name, value in super().to_dict().items() if name in names}}
 
     @cached_property
@@ -174,7 +181,7 @@ class EnsembleTask(Task):
     def __init__(self, recipe: EnsembleRecipe, network: nn.Module) -> None:
         super().__init__()
         self.recipe, self.network = recipe, network
-        self.evaluation = combinable(recipe.first).raw_evaluation(network)
+        self.evaluation: Any = combinable(recipe.first).raw_evaluation(network)
 
     def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         return self.evaluate_raw(
@@ -212,13 +219,17 @@ def check_members(recipes: Sequence[Recipe]) -> None:
                 f"an ensemble needs networks of one family, got {first.family} and {recipe.family}: train the "
                 f"members with the same command"
             )
-        for name in (*STORED, *combinable(recipe).shared_settings()):
-            values = getattr(first, name), getattr(recipe, name)
-            if values[0] != values[1]:
-                raise UserError(
-                    f"networks with different {name} ({values[0]} and {values[1]}) cannot form an ensemble: train "
-                    f"the members with the same {name}"
-                )
+        for name in combinable(recipe).shared_settings():
+            _check_alike(name, getattr(first, name), getattr(recipe, name))
+    check_images(recipes)
+
+
+def check_images(recipes: Sequence[Recipe]) -> None:
+    """Raise UserError unless networks of these recipes see the same images, perhaps in different sizes."""
+    first = recipes[0]
+    for recipe in recipes:
+        for name in STORED:
+            _check_alike(name, getattr(first, name), getattr(recipe, name))
         contracts = first.input_contract, recipe.input_contract
         for name in ("crop", "resampling"):
             values = getattr(contracts[0], name), getattr(contracts[1], name)
@@ -226,6 +237,25 @@ def check_members(recipes: Sequence[Recipe]) -> None:
                 raise UserError(
                     f"networks whose input has different {name} ({values[0]} and {values[1]}) cannot form an ensemble"
                 )
+
+
+def _check_alike(name: str, value: Any, other: Any) -> None:
+    if value != other:
+        raise UserError(
+            f"networks with different {name} ({value} and {other}) cannot form an ensemble: train the members with "
+            f"the same {name}"
+        )
+
+
+def check_crops(members: Sequence[Checkpoint]) -> None:
+    """Raise UserError unless these checkpoints score images that are cropped in the same way."""
+    crops = [_described(image_crop.of_checkpoint(member)) for member in members]
+    for member, crop in zip(members, crops, strict=True):
+        if crop != crops[0]:
+            raise UserError(
+                f"{members[0].uri} and {member.uri} are for images that are cropped differently, so they cannot form "
+                f"an ensemble: train both with the same lung_crop or aligner"
+            )
 
 
 def join(members: Sequence[Checkpoint], data: str, target: str, device: torch.device) -> Checkpoint:
@@ -242,18 +272,14 @@ def join(members: Sequence[Checkpoint], data: str, target: str, device: torch.de
         UserError: the members differ in family, findings, crop, or settings that they must share; or `data` does not
             suit them.
     """
-    first, crops = members[0], [_described(image_crop.of_checkpoint(member)) for member in members]
-    for member, crop in zip(members, crops, strict=True):
+    first = members[0]
+    for member in members:
         if member.findings != first.findings:
             raise UserError(
                 f"{first.uri} and {member.uri} have different findings ({', '.join(first.findings)}; "
                 f"{', '.join(member.findings)}), so they cannot form an ensemble: train both on the same archive"
             )
-        if crop != crops[0]:
-            raise UserError(
-                f"{first.uri} and {member.uri} are for images that are cropped differently, so they cannot form an "
-                f"ensemble: train both with the same lung_crop or aligner"
-            )
+    check_crops(members)
     recipe = EnsembleRecipe.of([member.recipe for member in members])
     recipe = recipe.with_crop_checkpoint(checkpoint_files.crop_checkpoint_of(first.uri, recipe.crop_checkpoint))
     info = _suitable(data, recipe, first)

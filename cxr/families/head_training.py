@@ -303,11 +303,12 @@ def search_heads(
 def attach(base: nn.Module, recipe: ClassifyRecipe, findings: tuple[str, ...], head: nn.Module) -> ImageClassifier:
     """A network with the backbone of `base` and another head, for these findings."""
     network = recipe.network(findings)
-    kept = {
-        name: values
-        for name, values in base.state_dict().items()
-        if not name.startswith("head.") and name != "thresholds"
-    }
-    network.load_state_dict(kept, strict=False)
+    network.load_state_dict(without_head(base), strict=False)
     network.head = head
     return network.eval()
+
+
+def without_head(network: nn.Module) -> dict[str, Tensor]:
+    """The state of a classifier without that of its head and its thresholds."""
+    state = network.state_dict()
+    return {name: values for name, values in state.items() if not name.startswith("head.") and name != "thresholds"}

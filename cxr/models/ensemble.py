@@ -20,3 +20,18 @@ class Ensemble(nn.Module):
         self.members, self.findings = nn.ModuleList(members), tuple(findings)
         for name in buffers:
             self.register_buffer(name, members[0].get_buffer(name).clone())
+
+
+class FusedFeatures(Ensemble):
+    """Networks whose pooled features, side by side, one head classifies.
+
+    Args:
+        members: `ImageClassifier`s, whose own heads are dropped.
+        head: from all features (B, D) to logits (B, F).
+    """
+
+    def __init__(self, members: Sequence[nn.Module], findings: Sequence[str], head: nn.Module) -> None:
+        super().__init__(members, findings, ("thresholds",))
+        for member in members:
+            member.register_module("head", None)
+        self.head = head

@@ -7,6 +7,7 @@ library's weights fit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -30,6 +31,7 @@ TORCHVISION = (
     "convnext",
     "densenet",
     "efficientnet",
+    "inception",
     "mobilenet",
     "regnet",
     "resnet",
@@ -38,6 +40,11 @@ TORCHVISION = (
     "wide_resnet",
 )
 """Beginnings of the names of torchvision's networks that can be backbones."""
+INCEPTION = (  # the blocks of InceptionV3 after the first, in order
+    *("Conv2d_2a", "Conv2d_2b", "Conv2d_3b", "Conv2d_4a"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c"),
+)
 
 
 class ImageBackbone(nn.Module, ABC):
@@ -126,6 +133,7 @@ class TorchvisionBackbone(ImageBackbone):
             "stem": r"^features\.0\.",
             "blocks": [(r"^features\.(\d+)\.(\d+)", None), (r"^features\.(\d+)", (0,)), (r"", (99999,))],
         },
+        "inception": {"stem": r"^Conv2d_1a", "blocks": [(rf"^{name}", (n,)) for n, name in enumerate(INCEPTION)]},
         "regnet": {"stem": r"^stem", "blocks": r"^trunk_output\.block(\d+)\.block\d+-(\d+)"},
         "resnet": {"stem": r"^(?:conv1|bn1)\.", "blocks": r"^layer(\d+)\.(\d+)"},
     }
@@ -137,7 +145,8 @@ class TorchvisionBackbone(ImageBackbone):
         if hasattr(self.body, "features"):
             self.kind = "densenet" if name.startswith("densenet") else "features"
         else:
-            self.kind = "regnet" if hasattr(self.body, "trunk_output") else "resnet"
+            kinds = {"trunk_output": "regnet", "Mixed_5b": "inception"}
+            self.kind = next((kind for name, kind in kinds.items() if hasattr(self.body, name)), "resnet")
         self.matcher = self.MATCHERS[self.kind]
         self.normalizes_pooled = name.startswith("convnext")
 
@@ -150,6 +159,10 @@ class TorchvisionBackbone(ImageBackbone):
             return body.permute(body.norm(features)) if hasattr(body, "permute") else features
         if self.kind == "regnet":
             return body.trunk_output(body.stem(x_BCHW))
+        if self.kind == "inception":
+            for layer in itertools.takewhile(lambda layer: layer is not body.avgpool, body.children()):
+                x_BCHW = layer(x_BCHW)
+            return x_BCHW
         x_BCHW = body.maxpool(body.relu(body.bn1(body.conv1(x_BCHW))))
         return body.layer4(body.layer3(body.layer2(body.layer1(x_BCHW))))
 
@@ -172,8 +185,10 @@ def _without_classifier(name: str) -> tuple[nn.Module, int]:
     """A network of torchvision without its last layers, and the number of its last feature channels."""
     from torchvision import models  # imported here because it takes seconds
 
+    # Without its second classifier, and without its slow initialization, which weights replace.
+    settings = {"aux_logits": False, "init_weights": False} if name.startswith("inception") else {}
     try:
-        body = models.get_model(name, weights=None)
+        body = models.get_model(name, weights=None, **settings)
     except ValueError as error:
         raise UserError(
             f"backbone: torchvision has no network {name}; `torchvision.models.list_models()` lists the names"

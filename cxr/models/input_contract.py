@@ -133,6 +133,7 @@ IMAGENET = InputContract(size=224, channels=3, mean=(0.485, 0.456, 0.406), std=(
 CONTRACTS: Mapping[str, InputContract] = {
     "unit": UNIT,
     "imagenet": IMAGENET,  # torchvision's and most of timm's weights
+    "inception": InputContract(size=299, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3),  # Szegedy et al. 2016
     "dinov2": IMAGENET.replace(size=518),  # Oquab et al. 2023: ImageNet's normalization, last trained at 518 px
     "rad-dino": InputContract(  # Perez-Garcia et al. 2024, preprocessor_config.json of microsoft/rad-dino
         size=518, channels=3, mean=(0.5307,) * 3, std=(0.2583,) * 3, crop="center"

@@ -12,12 +12,15 @@ import torch
 
 from cxr import schema
 from cxr.cli.commands import COMMANDS
-from cxr.cli.head_jobs import train_head_job, tune_head_job
+from cxr.cli.head_jobs import head_recipe, train_head_job, tune_head_job
 from cxr.cli.options import ArchiveOptions
 from cxr.data import embeddings, shards
 from cxr.errors import UserError
 from cxr.families import checkpoint
+from cxr.families.aecnn import AecnnRecipe
+from cxr.families.capabilities import HeatMaps
 from cxr.families.classify import ClassifyRecipe
+from cxr.families.fused_features import FusedFeaturesRecipe
 from cxr.inference.predictor import load
 from cxr.training.options import SearchOptions
 from tests.made_shards import write_shards
@@ -25,6 +28,7 @@ from tests.saved_checkpoint import save_untrained
 
 FINDINGS = ("Mass", "Nodule")
 BASE = ClassifyRecipe(size=32, tta_flip=True)
+OTHER = ClassifyRecipe(size=24, input="inception")
 MORE_TRAINING = ["--epochs", "3", "--batch-size", "8"]
 
 
@@ -71,6 +75,45 @@ def test_a_head_on_embeddings_becomes_a_checkpoint_that_scores_images(
         COMMANDS["train classify"].load().main(options)
 
 
+def test_features_of_several_networks_are_fused(run: str, tmp_path: Path) -> None:
+    """One head on two backbones, of which the second sees smaller images with another normalization."""
+    made, other = str(tmp_path / "shards"), save_untrained(tmp_path / "other", OTHER)
+    files = [file for of_split in shards.read_info(made).parts.values() for file in of_split]
+    rows = pa.concat_tables([shards.read_rows(file, embeddings.IDENTITY, FINDINGS) for file in files])
+    folder = str(tmp_path / "second" / embeddings.FOLDER)
+    order = np.arange(58)[::-1]  # in another order, and without the last two
+    embeddings.write_part(folder, "scores/part-00000", rows.take(pa.array(order)), load(other).embed(made)[order])
+    about = {"checkpoint": other, "sha256": checkpoint.load(other).about["sha256"], "archives": [made]}
+    embeddings.finish(folder, ["scores/part-00000"], about)
+
+    both = ("--embeddings", run, "--embeddings", str(tmp_path / "second"))
+    options = parsed("train classify", *both, "--out", str(tmp_path / "out"), "--head", "mlp", *MORE_TRAINING)
+    result = COMMANDS["train classify"].load().main(options)
+    assert result["embeddings"] == [run, str(tmp_path / "second")]
+    fused = checkpoint.load(result["checkpoint"])
+    assert (fused.recipe.family, fused.recipe.size) == ("fused", 32)
+    vectors = np.concatenate([load(uri).embed(made) for uri in (str(tmp_path / "base"), other)], 1)
+    with torch.inference_mode():
+        expected = fused.network.get_submodule("head")(torch.from_numpy(vectors)).sigmoid().numpy()
+    scorer = load(result["checkpoint"])
+    predicted = np.stack(scorer.predict(made)[schema.PROBABILITIES].to_pylist())
+    np.testing.assert_allclose(predicted, expected, atol=1e-5)
+    np.testing.assert_allclose(scorer.embed(made), vectors, atol=1e-5)
+    assert set(fused.about["learned"]) == {"thresholds"}
+    assert not isinstance(fused.recipe, HeatMaps)
+    with pytest.raises(UserError, match="give each once"):
+        head_recipe([run, run])
+
+
+def test_networks_of_other_images_are_not_fused() -> None:
+    with pytest.raises(UserError, match="different denoise"):
+        FusedFeaturesRecipe.of([BASE, BASE.replace(denoise="median")])
+    with pytest.raises(UserError, match="expected checkpoints of family classify, got aecnn"):
+        FusedFeaturesRecipe.of([BASE, AecnnRecipe()])
+    with pytest.raises(UserError, match="head=attention: expected linear or mlp"):
+        FusedFeaturesRecipe.of([BASE, OTHER], "attention")
+
+
 def test_a_search_on_embeddings_saves_the_best_head(run: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--trials", "5", "--frozen-params", "loss", *MORE_TRAINING)
@@ -91,18 +134,18 @@ def test_mistakes_are_named(run: str, tmp_path: Path, capsys: pytest.CaptureFixt
     out, archive = str(tmp_path / "out"), ArchiveOptions()
     recipe = parsed("train classify", "--embeddings", run).recipe
     with pytest.raises(UserError, match="size was 32, is 16"):
-        train_head_job(recipe.replace(size=16), run, archive, out)
+        train_head_job(recipe.replace(size=16), [run], archive, out)
     other = write_shards(tmp_path / "val", {"val": 20}, size=32, findings=FINDINGS)
     with pytest.raises(UserError, match="got none in train"):
-        train_head_job(recipe, run, ArchiveOptions(archive=(other,)), out)
+        train_head_job(recipe, [run], ArchiveOptions(archive=(other,)), out)
     unlabeled = write_shards(tmp_path / "unlabeled", {"train": 40, "val": 20}, size=32, findings=FINDINGS)
     with pytest.raises(UserError, match="expected a finding with positive and negative labels"):
-        train_head_job(recipe, run, ArchiveOptions(archive=(unlabeled,)), out)
+        train_head_job(recipe, [run], ArchiveOptions(archive=(unlabeled,)), out)
     with pytest.raises(UserError, match="frozen_params=size: expected settings of a head"):
-        tune_head_job(recipe, run, archive, SearchOptions(frozen_params=("size",)), out)
+        tune_head_job(recipe, [run], archive, SearchOptions(frozen_params=("size",)), out)
     save_untrained(tmp_path / "base", BASE.replace(head="attention"))
     with pytest.raises(UserError, match="has other weights"):
-        train_head_job(recipe, run, archive, out)
+        train_head_job(recipe, [run], archive, out)
     for arguments in (["--embeddings", str(tmp_path)], ["--embeddings", run, "--preset", "demo"]):
         with pytest.raises(SystemExit) as ended:
             parsed("train classify", *arguments)

@@ -51,6 +51,25 @@ def test_features_become_a_vector_per_image_or_per_position(name: str, pools: bo
         assert body.cells(features).shape == (2, body.width, NAMES[name], NAMES[name])
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_inception_is_built_like_torchvisions() -> None:
+    """InceptionV3 needs 75 px or more; its layers are in the order of its blocks."""
+    from torchvision import models
+
+    torch.manual_seed(0)
+    body = image_backbone("inception_v3", 3, 96).eval()
+    whole = models.get_model("inception_v3", weights=None, init_weights=False, aux_logits=False).eval()
+    whole.fc = torch.nn.Identity()
+    whole.load_state_dict(body.body.state_dict())
+    x = torch.rand(2, 3, 96, 96)
+    torch.testing.assert_close(body.pool(body(x)), whole(x))
+    layers = body.layer_of()
+    assert layers["Conv2d_1a_3x3.conv.weight"] == 0
+    assert layers["Mixed_7c.branch1x1.conv.weight"] == 15
+    assert body.width == 2048
+
+
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "convnext_tiny", "efficientnet_b0", "regnet_y_400mf"])
 @torch.no_grad()
 def test_pooled_features_equal_the_input_of_torchvisions_last_layer(name: str) -> None:
