@@ -60,6 +60,15 @@ def test_help_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"^ +{name} +{re.escape(described.description)}$", said, re.MULTILINE)
 
 
+def test_help_says_in_what_a_preset_differs_from_its_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        COMMANDS["train aecnn"].load().parse(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    published = find_preset("aecnn", "published")
+    assert published.protocol in said
+    assert all(f"- {difference}" in said for difference in published.differences)
+
+
 def test_a_recipe_is_read_from_yaml_json_a_result_and_a_checkpoint(tmp_path: Path) -> None:
     recipe = AlignRecipe(size=32, backbone="conv3", lungs=False, lr=1e-5)
     (tmp_path / "recipe.yaml").write_text("family: align\nsize: 32\nbackbone: conv3\nlungs: false\nlr: 1e-5\n")
