@@ -9,7 +9,6 @@ writes the index of shards without pixels to FOLDER, unless it is there, and pri
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from cxr.data import shards
 from cxr.data.sampling import Fold, Sampling, rows_of, showing
 from cxr.data.shard_index import write_index
 from cxr.sources.manifest import labels_column
+from tests.peak_memory import peak_mib
 
 _FILE_ROWS = 1000
 
@@ -68,7 +68,7 @@ def measure(folder: Path) -> dict[str, float]:
         "rows": len(train) + len(val),
         "folds_s": round(folded - began, 1),
         "sampling_s": round(sampled - folded, 1),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 2),
+        "peak_gib": round(peak_mib() / 1024, 2),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from cxr.schema import PixelFormat
 from tests.data.large_index import measured
 from tests.data.test_shard_writer import part_of
 from tests.made_shards import write_shards
+from tests.peak_memory import peak_mib
 from tests.servers import faulty, slow
 
 
@@ -152,13 +151,12 @@ def test_a_million_images_take_a_few_requests(
         info, before, begun = shards.read_info("s3://xrays"), server.requests(), time.perf_counter()
         labels, patients = read_labels(info, ("train",), findings, patients=True)
         seconds, requests = time.perf_counter() - begun, server.requests() - before
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (10 if sys.platform == "linux" else 20)
     with capsys.disabled():
         size = (tmp_path / shards.INDEX_FILE).stat().st_size / 1e6
         print(
             f"\nlabels and patients of a million images: {requests} requests, {seconds:.1f} s, index {size:.0f} MB, "
         )
-        print(f"peak memory of the whole test {peak_mib} MiB")
+        print(f"peak memory of all tests so far {peak_mib():.0f} MiB")
     assert (labels.shape, len(patients)) == ((1_000_000, 14), 1_000_000)
     assert requests < 30
 

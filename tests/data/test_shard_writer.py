@@ -92,7 +92,7 @@ def test_large_shard_files_are_scored_in_parts(tmp_path: Path, monkeypatch: pyte
 
 
 _WRITE = """
-import resource, sys
+import sys
 from pathlib import Path
 from cxr.data import ledger
 from cxr.data.ingest import PartWriter
@@ -100,12 +100,13 @@ from cxr.data.ledger import Part
 from cxr.schema import PixelFormat
 from cxr.storage import StorageError
 from tests.data.test_decode import manifest
+from tests.peak_memory import peak_mib
 
 folder, images = Path(sys.argv[1]), int(sys.argv[2])
 part = Part("train/part-00000", manifest([str(folder / f"{number % 24:04d}.png") for number in range(images)]))
 book = ledger.open_ledger(str(folder / f"shards-{images}"), {}, "")
 PartWriter(book, PixelFormat(1024))(part)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(int(peak_mib()))
 """
 
 
