@@ -16,13 +16,18 @@ BOXED = ("Cardiomegaly", "Effusion", "Mass", "Nodule", "Pneumothorax")  # findin
 
 
 def phantom_archive(
-    out: str, count: int = 160, size: int = 256, findings: Sequence[str] = FINDINGS, prevalence: float = 0.5
+    out: str,
+    count: int = 160,
+    size: int = 256,
+    findings: Sequence[str] = FINDINGS,
+    prevalence: float = 0.5,
+    pose: float = 1.0,
 ) -> str:
     """A small synthetic archive in OUT/phantoms, generated once, for a job without an archive."""
     uri = storage.join(out, "phantoms")
     if not chestxray14.detect(uri):
         print(f"no --archive given: generating {count} phantom X-rays in {uri}", flush=True)
-        write_phantom(uri, count, size=size, findings=findings, prevalence=prevalence)
+        write_phantom(uri, count, size=size, findings=findings, prevalence=prevalence, pose=pose)
     return uri
 
 

@@ -65,7 +65,7 @@ _FROM_HEADER = (  # fields of `Image`, which fill what the manifest does not kno
 )
 
 _KEPT_WITH_ERRORS = (schema.VIEW, schema.BODY_PART, schema.MODALITY, schema.GATE, schema.GATE_SCORE)  # of the gate
-_WHOLE = "whole image"  # beginning of `crop_status` where the crop failed
+WHOLE = "whole image"  # beginning of `crop_status` where the crop failed
 _THUMBNAIL = "thumbnail"  # key of the gate's input, until the gate has run
 
 _NOT_READABLE = "file not readable"  # beginning of an error
@@ -278,7 +278,7 @@ def _row(
             in_formats = enumerate(zip(_stored_pixels(decoded, formats), formats, outputs, strict=True))
             for number, ((square, transform, crop_status), stored, output) in in_formats:
                 output[:] = to_bits(square, stored.pixels.bits)
-                cropped = crop_status is not None and not crop_status.startswith(_WHOLE)
+                cropped = crop_status is not None and not crop_status.startswith(WHOLE)
                 own = {
                     schema.RESIZE_TRANSFORM: transform.as_dict(),
                     schema.CROP_STATUS: crop_status,
@@ -361,7 +361,7 @@ def _stored_pixels(
         else:
             transform = geometry.fitted_transform(decoded.height, decoded.width, size)
             whole = decoded.fitted[size] if stored.is_fit else fitted(enhance, size)
-            yield whole, transform, f"{_WHOLE}: {region.reason}" if region else None
+            yield whole, transform, f"{WHOLE}: {region.reason}" if region else None
 
 
 def _concerns_one_image(error: Exception) -> bool:

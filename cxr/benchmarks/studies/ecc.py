@@ -69,12 +69,21 @@ class Ecc:
 
 
 @dataclass(frozen=True)
+class Template:
+    """What a round registered the images to, and the mean of its transforms, which was then removed."""
+
+    picture: np.ndarray  # (H, W) float32
+    mean_theta: Tensor  # (2, 3)
+
+
+@dataclass(frozen=True)
 class Registered:
     """Transforms and the time to compute them."""
 
     theta: Tensor  # (B, 2, 3), output to input, mean removed
     seconds_per_image: float  # CPU time of one thread, all rounds
     failures: int  # calls that did not converge
+    templates: tuple[Template, ...]  # one of each round
 
 
 def align(images_BHW: np.ndarray, settings: Ecc) -> Registered:
@@ -83,22 +92,34 @@ def align(images_BHW: np.ndarray, settings: Ecc) -> Registered:
     cv2.setNumThreads(1)
     try:
         start = time.thread_time()
-        theta, failures = _rounds(_normalized(images_BHW, settings), settings)
-        return Registered(theta, (time.thread_time() - start) / len(images_BHW), failures)
+        theta, failures, templates = _rounds(_normalized(images_BHW, settings), settings)
+        return Registered(theta, (time.thread_time() - start) / len(images_BHW), failures, tuple(templates))
     finally:
         cv2.setNumThreads(threads)
 
 
-def _rounds(x_B1HW: Tensor, settings: Ecc) -> tuple[Tensor, int]:
-    theta, failures = identity(len(x_B1HW)), 0
+def align_one(image_HW: np.ndarray, templates: Sequence[Template], settings: Ecc) -> Tensor:
+    """The transform (2, 3) of another uint8 image into the frame of the images that `align` made `templates` of."""
+    image = _normalized(image_HW[None], settings)[0, 0].numpy()
+    theta = identity()
+    for stages, template in zip(settings.rounds, templates, strict=True):
+        refined, _ = register(image, template.picture, theta[0], stages, settings.epsilon)
+        theta = centered(refined[None], template.mean_theta[None])
+    return theta[0]
+
+
+def _rounds(x_B1HW: Tensor, settings: Ecc) -> tuple[Tensor, int, list[Template]]:
+    theta, failures, templates = identity(len(x_B1HW)), 0, list[Template]()
     for stages in settings.rounds:
         template = warp(x_B1HW, theta).mean(0)[0].numpy()
         refined = theta.clone()
         for i, image in enumerate(x_B1HW[:, 0].numpy()):
             refined[i], failed = register(image, template, theta[i], stages, settings.epsilon)
             failures += failed
-        theta = centered(refined, refined.mean(0, keepdim=True))
-    return theta, failures
+        mean_theta = refined.mean(0)
+        templates.append(Template(template, mean_theta))
+        theta = centered(refined, mean_theta[None])
+    return theta, failures, templates
 
 
 def register(

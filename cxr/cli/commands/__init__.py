@@ -243,6 +243,7 @@ COMMANDS: dict[str, Command] = {
         Command("export kaggle-vinbigdata", "submit_vinbigdata"),
         Command("benchmark aecnn", "study_aecnn"),
         Command("benchmark align", "benchmark_align"),
+        Command("benchmark alignment", "study_alignment"),
         Command("benchmark compression", "benchmark_compression"),
         Command("benchmark detect", "benchmark_detect"),
         Command("benchmark detection", "study_detection"),

@@ -1,0 +1,158 @@
+"""The study of alignment: the same classifier on initial, aligned and ECC-aligned images, with several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cxr import schema, storage
+from cxr.benchmarks.studies import aligned_classification as study
+from cxr.benchmarks.studies import classifiers, ecc_crop
+from cxr.benchmarks.studies.aligned_classification import ALIGNED, ECC, INITIAL, ArchiveResult
+from cxr.benchmarks.studies.ecc_crop import EccCrop
+from cxr.cli.inputs import check_inputs
+from cxr.cli.options import ArchiveOptions, TrainOptions
+from cxr.cli.phantoms import BOXED, phantom_archive
+from cxr.cli.plans import say_plan
+from cxr.cli.study_networks import networks_record, scored
+from cxr.cli.training_jobs import connect, demo_aligner_checkpoint, ensure_shards, resolve_environment
+from cxr.data import ingest, shards
+from cxr.errors import UserError
+from cxr.evaluation.classification_data import known_labels
+from cxr.evaluation.ground_truth import read_truth
+from cxr.families.classify import ClassifyRecipe
+from cxr.imaging.geometry import fit
+from cxr.imaging.image import to_bits
+from cxr.reporting import figures
+from cxr.schema import PixelFormat
+from cxr.sources.options import ALL_IMAGES
+from cxr.training.options import RunOptions
+from cxr.training.sweep import Trained, train_all
+
+ARCHIVE = "archive"  # name of a given archive in results
+_REGISTERED = 256  # training images from which ECC makes its templates
+
+
+def run_study(
+    recipe: ClassifyRecipe,
+    archive: ArchiveOptions,
+    run: RunOptions,
+    out: str,
+    *,
+    poses: Sequence[float],
+    seeds: int,
+) -> dict[str, Any]:
+    """Train and test the classifier on each variant of each archive with every seed; returns the result.json.
+
+    Raises:
+        UserError: an archive that cannot be aligned from its originals, and other mistakes in the input.
+    """
+    _check(recipe, archive, poses, seeds)
+    archive = archive.with_headers(out)
+    inputs = check_inputs(recipe, archive, out)
+    out = inputs.out
+    connect(out, archive, run)
+    archives = {ARCHIVE: archive} if archive.archive else phantoms(archive, poses, out)
+    members = len(archives) * len(study.VARIANTS) * seeds
+    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=members), inputs.images)
+    recipe = resolve_environment(recipe, out, run)
+    aligner = recipe.aligner or demo_aligner_checkpoint([*archives.values()][-1].uris[0], out)
+    initial, aligned = recipe.replace(aligner=""), recipe.replace(aligner=storage.normalize(aligner))
+    recipes = {INITIAL: initial, ALIGNED: aligned, ECC: initial}
+    results: list[ArchiveResult] = []
+    records: dict[str, Any] = {}
+    for name, images in archives.items():
+        folder = storage.join(out, name)
+        data = prepared(images, recipes, folder)
+        trained = train_all(recipes, range(seeds), data, folder, run)
+        results.append(evaluated(name, trained, data))
+        records[name] = networks_record(trained, recipes, data[INITIAL]) | {"shards": data}
+        print(study.table(results), flush=True)
+    return {"aligner": aligned.aligner, "archives": records, **write(results, seeds, out)}
+
+
+def _check(recipe: ClassifyRecipe, archive: ArchiveOptions, poses: Sequence[float], seeds: int) -> None:
+    if len(archive.archive) > 1 or archive.stream or any(map(shards.is_shards, archive.uris)):
+        raise UserError(
+            "images are aligned from their originals and stored as shards: give one --archive that is not shards, "
+            "and omit --stream"
+        )
+    if recipe.lung_crop:
+        raise UserError("lung_crop: expected nothing, because the study aligns the images: omit it")
+    if seeds < 1 or not (archive.archive or poses):
+        raise UserError(f"expected at least 1 seed and, without an archive, one pose, got {seeds} and {len(poses)}")
+
+
+def phantoms(options: ArchiveOptions, poses: Sequence[float], out: str) -> dict[str, ArchiveOptions]:
+    """Archives of the same phantom patients in poses of each strength, in OUT/phantoms-POSE/phantoms, made once."""
+    size, archives = max(256, options.stored_size), dict[str, ArchiveOptions]()
+    for pose in poses:
+        name = f"phantoms-{pose:g}"
+        uri = phantom_archive(storage.join(out, name), options.phantoms, size, BOXED, prevalence=0.7, pose=pose)
+        archives[name] = replace(options, archive=(uri,))
+    return archives
+
+
+def prepared(archive: ArchiveOptions, recipes: Mapping[str, ClassifyRecipe], folder: str) -> dict[str, str]:
+    """The URIs of the shards of each variant, in FOLDER/VARIANT/shards."""
+    data = {name: ensure_shards(archive, storage.join(folder, name), recipes[name]) for name in (INITIAL, ALIGNED)}
+    made = storage.join(folder, ECC, "shards")
+    if not shards.is_shards(made) or shards.read_info(made).crop:
+        templates = storage.join(folder, ECC, "templates.npz")
+        if not storage.exists(templates):
+            ecc_crop.write_templates(templates, training_images(data[INITIAL], ecc_crop.SIZE))
+        ingest.ingest(
+            archive.uris[0],
+            made,
+            reading=archive.reading,
+            pixels=PixelFormat(archive.stored_size),
+            max_rejects=archive.max_rejects,
+            crop=EccCrop(templates),
+            enhance=recipes[ECC].enhancement,
+            labeling=archive.labeling,
+        )
+        # No recipe can ask for ECC: for the classifier of this study, these are images like any others.
+        about = storage.read_json(storage.join(made, shards.ARCHIVE_FILE))
+        storage.write_json(storage.join(made, shards.ARCHIVE_FILE), {k: v for k, v in about.items() if k != "crop"})
+    return data | {ECC: made}
+
+
+def training_images(data: str, size: int) -> np.ndarray:
+    """Some training images of shards, spread evenly, uint8 (B, size, size)."""
+    info = shards.read_info(data)
+    step, images = -(-info.rows("train") // _REGISTERED), list[np.ndarray]()
+    for file in info.parts["train"]:
+        rows = shards.read_rows(file, [schema.PIXELS], info.findings)
+        pixels = schema.pixels_array(rows[schema.PIXELS], info.pixels)[::step]
+        images += [fit(to_bits(image, 8), size)[0] for image in pixels]
+    return np.stack(images)
+
+
+def evaluated(name: str, trained: Sequence[Trained], data: Mapping[str, str]) -> ArchiveResult:
+    """The results of an archive's variants: the cluster scores the test images with each network."""
+    truth = known_labels(read_truth(data[INITIAL], ALL_IMAGES, "test", [schema.PATIENT_ID, schema.LABELS]))
+    runs = {variant: [scored(of, data[variant]) for of in trained if of.name == variant] for variant in data}
+    scores = classifiers.joined(runs, truth)
+    images = scores[INITIAL][0]
+    return ArchiveResult(
+        archive=name,
+        images=len(images.rows),
+        patients=len(set(images.patients.tolist())),
+        variants=tuple(classifiers.result(variant, of) for variant, of in scores.items()),
+        lung_iou=study.lung_overlap(data),
+        whole={variant: study.stored_whole(uri) for variant, uri in data.items()},
+    )
+
+
+def write(results: Sequence[ArchiveResult], seeds: int, out: str) -> dict[str, Any]:
+    """Print the table; write table.md, variants.csv and auroc.png into `out`; metrics and URIs."""
+    page = study.page(results, seeds)
+    print(page, flush=True)
+    storage.write_text(storage.join(out, "table.md"), page)
+    storage.write_text(storage.join(out, "variants.csv"), study.csv(results))
+    picture = figures.save_figure(study.picture(results), out, "auroc.png")
+    print(f"picture: {picture}", flush=True)
+    return {"metrics": study.metrics(results), "table": storage.join(out, "variants.csv"), "pictures": [picture]}
