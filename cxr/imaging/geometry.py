@@ -226,8 +226,8 @@ def _outside(transform: ResizeTransform, shape: tuple[int, ...], size_xy: tuple[
 def place(pixels: np.ndarray, size: int, transform: ResizeTransform) -> np.ndarray:
     """Resample (H, W) pixels once, to the (size, size) pixels that `transform` maps to them; same dtype, 0 outside.
 
-    Pixels are averaged by area when shrunk and interpolated when enlarged: linearly, or by cubic splines where
-    `transform` turns the image or its edges lie within pixels, since linear interpolation between them would blur.
+    Pixels are averaged by area when shrunk and interpolated linearly when enlarged; cubically where `transform` turns
+    the image or its edges lie within pixels, since linear interpolation between these would blur.
     """
     height, width = pixels.shape
     upright = not (transform.x_skew or transform.y_skew)
