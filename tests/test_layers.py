@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "data models metrics reporting inference",
     "export": "errors wording schema storage imaging boxes sources runtime "
     "data models metrics reporting families evaluation",
-    "benchmarks": "errors schema storage boxes sources phantom runtime "
+    "benchmarks": "errors wording schema storage imaging boxes sources phantom runtime "
     "data models metrics reporting families training inference evaluation export",
     "cli": "errors wording schema storage imaging boxes sources phantom runtime "
     "data models metrics reporting families training inference evaluation export benchmarks",

@@ -1,4 +1,4 @@
-"""Compare a classifier on initial, aligned and ECC-aligned images: does alignment help classification?
+"""Measure what alignment does for classification: one classifier on initial, aligned and ECC-aligned images.
 
 cxr benchmark alignment  # on phantoms in poses of three strengths
 
