@@ -147,7 +147,7 @@ def test_the_report_shows_intervals_gains_and_published_values(
     results: dict[tuple[str, str], DetectionResult],
 ) -> None:
     page = detection_report.page([*results.values()], "24 images.")
-    assert "| 2 networks                   | 2        | 1.000 (1.000 to 1.000) |" in page
+    assert "| 2 networks                     | 2        | 1.000 (1.000 to 1.000) |" in page
     assert ".201 to .269 (one YOLOv5)" in page
     assert set(detection_report.PUBLISHED) <= {"/".join(key) for key in results}
     rows = list(csv.DictReader(io.StringIO(detection_report.csv([*results.values()]))))

@@ -193,10 +193,12 @@ def _by_size(detections: Detections, fuse: Fuse) -> Iterator[DetectionResult]:
     """Ensembles of 1, 2, … of the networks without preprocessing, and those of networks with different ones."""
     by_name = detections.predicted
     plain, variants = by_name[PLAIN], len(by_name)
+    yield detections.result(SIZE, "1 network", plain)
     for size in range(1, len(plain) + 1):
         sets = _some(list(itertools.combinations(plain, size)))
         fused = [detections.fused(networks, fuse) for networks in sets]
-        yield detections.result(SIZE, "1 network" if size == 1 else f"{size} networks", fused, networks=size)
+        name = "1 network, its own boxes fused" if size == 1 else f"{size} networks"
+        yield detections.result(SIZE, name, fused, networks=size)
     if variants > 1:
         fused = [detections.fused(networks, fuse) for networks in zip(*by_name.values(), strict=True)]
         yield detections.result(SIZE, f"{variants}, one of each preprocessing", fused, networks=variants)

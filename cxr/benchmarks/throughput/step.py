@@ -1,4 +1,7 @@
-"""A training step compared with the device's peak: images per second, operations per image, utilization (MFU)."""
+"""A training step compared with the device's peak: images per second, operations per image, utilization (MFU).
+
+Imports no Ray.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cxr import schema
-from cxr.data.batch import Batch
-from cxr.families.base import Recipe
+from cxr.data.batch import HAS_BOXES, Batch
+from cxr.families.base import Recipe, SingleProcess
+from cxr.families.capabilities import BatchLookahead
 
 SIDE = {"cpu": 1024, "cuda": 8192}  # side of the square matrices for measuring a device's peak
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,14 +44,34 @@ class Step:
         return {f"{self.precision}/{name}": value for name, value in values.items() if name != "precision"}
 
 
+def synthetic_batch(recipe: Recipe, rows: int, findings: tuple[str, ...]) -> Batch:
+    """Random images of a recipe's size, with half of a mask, a box in each image, and labels that alternate."""
+    random = torch.Generator().manual_seed(0)
+    masks = torch.zeros(rows, recipe.size, recipe.size, dtype=torch.uint8)
+    masks[:, : recipe.size // 2] = 1
+    boxes = torch.full((rows, schema.MOST_BOXES, 5), torch.nan)
+    boxes[:, 0] = torch.tensor([0.0, 0.2, 0.2, 0.6, 0.7])
+    batch: Batch = {
+        schema.PIXELS: torch.randint(0, 255, (rows, recipe.size, recipe.size), generator=random).to(torch.uint8),
+        schema.LABELS: (torch.arange(rows)[:, None] % 2).expand(-1, len(findings)).to(torch.int8).contiguous(),
+        schema.MASKS: masks,
+        schema.BOXES: boxes,
+        HAS_BOXES: torch.ones(rows, dtype=torch.bool),
+        schema.TRUE_THETA: torch.full((rows, 6), torch.nan),
+        schema.IMAGE_ID: torch.arange(rows),
+    }
+    needed = {*recipe.columns, *([HAS_BOXES] if schema.BOXES in recipe.columns else [])}
+    return {name: values for name, values in batch.items() if name in needed}
+
+
 def operations(recipe: Recipe, findings: tuple[str, ...]) -> float:
     """GFLOP per image of a step of the recipe's first stage: convolutions and matrix products."""
     task = recipe.task(recipe.network(findings)).train()
+    batch = synthetic_batch(recipe, 2, findings)
+    task.begin(lambda: iter([batch]), SingleProcess())
     task.enter_stage(recipe.stages()[0].name)
-    batch: Batch = {
-        schema.PIXELS: torch.randint(0, 255, (2, recipe.size, recipe.size)).to(torch.uint8),
-        schema.LABELS: torch.zeros(2, len(findings), dtype=torch.int8),
-    }
+    if isinstance(task, BatchLookahead):
+        (batch,) = task.look_ahead(iter([batch]))
     with FlopCounterMode(display=False) as counter:
         torch.stack(list(task(task.augment(batch)).values())).sum().backward()
     return counter.get_total_flops() / len(batch[schema.PIXELS]) / 1e9

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import get_device
-from torch import nn
 
+from cxr.benchmarks.throughput.bare_loop import BareLoop
 from cxr.data import shards
 from cxr.data.batch import Batch, to_device
 from cxr.families import recipe_from_dict
-from cxr.families.base import Recipe, SingleProcess, Task
+from cxr.families.base import Recipe, SingleProcess
 from cxr.runtime import ray_private
-from cxr.training.engine import Engine, casts
+from cxr.training.engine import Engine
 from cxr.training.options import RunOptions
 from cxr.training.raw_stream import open_streams
 from cxr.training.session import RayTrainSession
@@ -76,30 +76,6 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, float]:
         seconds["bare"].append(_seconds(lambda: bare(in_memory)))
     images = steps * recipe.batch_size
     return {name: images / sorted(taken)[len(taken) // 2] for name, taken in seconds.items()}
-
-
-class BareLoop:
-    """A training loop without this project: batches in memory, a loss, an optimizer."""
-
-    def __init__(self, task: Task, recipe: Recipe, device: torch.device) -> None:
-        self.task, self.clip, self.casts = task.to(device).train(), recipe.clip, casts(recipe.precision, device)
-        task.enter_stage(recipe.stages()[0].name)
-        if self.casts:
-            task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.parameters = [p for p in task.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-
-    def __call__(self, batches: list[Batch]) -> None:
-        for batch in batches:
-            augmented = self.task.augment(batch)
-            with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16, enabled=self.casts):
-                terms = self.task(augmented)
-            loss = torch.stack(list(terms.values())).sum()
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.clip:
-                nn.utils.clip_grad_norm_(self.parameters, self.clip)
-            self.optimizer.step()
 
 
 def _first(batches: Iterator[Batch], count: int) -> list[Batch]:

@@ -247,6 +247,8 @@ COMMANDS: dict[str, Command] = {
         Command("benchmark compression", "benchmark_compression"),
         Command("benchmark detect", "benchmark_detect"),
         Command("benchmark detection", "study_detection"),
+        Command("benchmark families", "benchmark_families"),
+        Command("benchmark features", "study_features"),
         Command("benchmark fusion", "benchmark_fusion"),
         Command("benchmark heads", "benchmark_heads"),
         Command("benchmark input", "benchmark_input"),
