@@ -18,11 +18,11 @@ from cxr.runtime import console
 from cxr.runtime.user_errors import user_error_in
 from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training import mlflow_log
-from cxr.training.fit import fit, room
+from cxr.training.fit import fit, room, uses_gpu
 from cxr.training.options import RunOptions
 
 ABOUT, ARCHIVE = "study.json", "archive"  # ARCHIVE: URIs by the names of the recipes
-RUN_CPU = 0.01  # of the process that looks after a run; its workers hold the rest
+RUN_CPU = 0.01  # of the process that looks after a run of several workers, which hold the rest
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def train_all(
     todo = [item for item in planned if not _finished(item[2])]
     fits = room(run, raw=not all(map(shards.is_shards, {*archives.values()})), beside=RUN_CPU)
     mlflow_log.create_experiment()
-    start = ray.remote(num_cpus=RUN_CPU, max_retries=run.max_failures)(_train_one)
+    start = ray.remote(max_retries=run.max_failures, **_resources(run))(_train_one)
     running: dict[Any, str] = {}
     for number, (name, seed, folder) in enumerate(todo, 1):
         if len(running) == fits:
@@ -84,6 +84,14 @@ def train_all(
 
 def _finished(folder: str) -> bool:
     return storage.exists(storage.join(folder, "checkpoint", checkpoint_files.ABOUT))
+
+
+def _resources(run: RunOptions) -> dict[str, Any]:
+    """Of the process of a run. One worker trains in this process, as in a search: a controller and a worker would be
+    two more processes, whose start takes longer than many a small network trains."""
+    if run.max_workers > 1:
+        return {"num_cpus": RUN_CPU}
+    return {"num_cpus": run.resources_per_worker["CPU"], "num_gpus": float(uses_gpu(run))}
 
 
 def _by_name(recipes: Mapping[str, Recipe], archive: str | Mapping[str, str]) -> dict[str, str]:
@@ -127,4 +135,4 @@ def _wait(running: dict[Any, str], continue_on_failure: bool) -> None:
 
 def _train_one(recipe: dict[str, Any], archive: str, folder: str, run: RunOptions, reading: ReadOptions) -> None:
     again = replace(run, resume=storage.exists(storage.join(folder, "train")))
-    fit(recipe_from_dict(recipe), archive, folder, again, reading=reading)
+    fit(recipe_from_dict(recipe), archive, folder, again, reading=reading, in_process=run.max_workers == 1)
