@@ -31,6 +31,7 @@ MULTISCALE, LAST = "multiscale", "last"
 # Settings in which each variant's recipe differs from that of the job.
 VARIANTS: dict[str, dict[str, str]] = {
     MULTISCALE: {"cam_stages": "all", "relevance": "learned"},
+    "fused": {"cam_stages": "all", "relevance": "learned", "fusion": "maps"},
     "uniform": {"cam_stages": "all", "relevance": "uniform"},
     LAST: {"cam_stages": "last"},
     **{

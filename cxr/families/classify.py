@@ -34,7 +34,7 @@ from cxr.models.image_backbone import SMALL, TIMM, check_backbone_name, image_ba
 from cxr.models.image_classifier import HEADS, HeadName, ImageClassifier
 from cxr.models.input_contract import CONTRACTS, InputContract
 from cxr.models.input_contract import named as named_contract
-from cxr.models.multiscale_cam import placed
+from cxr.models.multiscale_cam import cell_centers, resampled
 from cxr.models.pretrained import Fit
 from cxr.reporting import attention, figures
 
@@ -208,7 +208,8 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
             logits_BF, evidence_BFhw = classifier.evidence(unit_pixels(batch, size))
             field = classifier.backbone.receptive_field
             if field is not None:
-                evidence_BFhw = placed(evidence_BFhw, field, size, math.gcd(size, MAP_STRIDE))
+                centers_N = cell_centers(size, math.gcd(size, MAP_STRIDE), evidence_BFhw.device)
+                evidence_BFhw = resampled(evidence_BFhw, field, centers_N)
             evidence_BFhw = evidence_BFhw.clamp(min=0)
             peak_BF = evidence_BFhw.amax((2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
             p_BF = self.probabilities(network, batch) if self.tta_flip else logits_BF.sigmoid()

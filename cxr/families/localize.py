@@ -33,6 +33,7 @@ from cxr.models.input_contract import IMAGENET, InputContract
 from cxr.models.multiscale_cam import (
     CAM_BACKBONES,
     CamBackbone,
+    Fusion,
     MultiscaleCAM,
     Pooling,
     Relevance,
@@ -75,6 +76,11 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     lse_r: float = 6.0
     """Sharpness r of log-sum-exp pooling (Pinheiro and Collobert 2015): near 0 it equals the mean, above 10 nearly
     the maximum."""
+    fusion: Fusion = "logits"
+    """What the stages' maps are combined into: logits, each pooled from the map of one stage, as published; or maps:
+    one map, which is pooled. Unless pooling=mean, small findings are learned earlier with maps."""
+    relevance_gain: float = 10.0
+    """How much faster relevance is learned than other weights. At 1 it stays nearly uniform."""
     pos_weight_power: float = 1.0
     """Exponent p of the weights (N / N_class)^p of the positives and negatives of a finding in the cross-entropy. 1:
     as published (beta_P, beta_N); 0: unweighted. (Family aecnn weights only the positives.)"""
@@ -89,8 +95,11 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
         one_of("cam_stages", self.cam_stages, get_args(StageChoice))
         one_of("relevance", self.relevance, get_args(Relevance))
         one_of("pooling", self.pooling, get_args(Pooling))
+        one_of("fusion", self.fusion, get_args(Fusion))
         if not 0 < self.lse_r < math.inf:
             raise UserError(f"lse_r: expected a positive number, got {self.lse_r}")
+        if not 0 < self.relevance_gain < math.inf:
+            raise UserError(f"relevance_gain: expected a positive number, got {self.relevance_gain}")
         if not 0 <= self.pos_weight_power <= 2:
             raise UserError(f"pos_weight_power: expected a number from 0 to 2, got {self.pos_weight_power}")
         if self.map_stride < 1 or self.size % self.map_stride:
@@ -105,6 +114,8 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
             relevance=self.relevance,
             pooling=self.pooling,
             lse_r=self.lse_r,
+            fusion=self.fusion,
+            relevance_gain=self.relevance_gain,
         )
 
     def task(self, network: nn.Module) -> LocalizeTask:
@@ -154,7 +165,8 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
         return {"overlay": torch.from_numpy(np.stack(overlays))}
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """overlay: see `draw`. stages: the image, each stage's map of the most probable finding, and their sum."""
+        """overlay: see `draw`. stages: the image, each stage's map of the most probable finding, and the attention
+        map."""
         cam = _cam(network)
         x = unit_pixels(batch, self.size)
         maps, heat, p = attend(cam, x, self.map_stride)

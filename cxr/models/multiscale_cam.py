@@ -1,9 +1,15 @@
 """Class activation maps of several stages, weighted by learned relevance (Sedai et al. 2018, arXiv 1808.08280).
 
-A 1 x 1 convolution turns the features of each of a backbone's four stages into one map per finding. A map's pooled
-value is the stage's logit z. The finding's logit is Σ α z over the stages, where the relevance α is a softmax over
-them, learned per finding. The attention map is Σ α n(map) with the same α: small findings may be located where the
-grid is fine, large ones where receptive fields are large. With one stage this is CAM (Zhou et al. 2016).
+A 1 x 1 convolution turns the features of each of a backbone's four stages into one map M per finding. Each stage has
+a relevance α, a softmax over the stages that is learned per finding. Small findings may be located where the grid is
+fine, large ones where receptive fields are large.
+
+The paper (fusion "logits") pools the map of each stage and adds the results: the finding's logit is Σ α pool(M), and
+the attention map is Σ α n(M), interpolated to one grid. With fusion "maps", the logit is pool(Σ α M). For average
+pooling these logits are the same. With log-sum-exp or the maximum, the gradient of a fine map concentrates where the
+coarse maps see evidence too. By itself, a fine map would have to find the few of its thousands of cells that a nodule
+covers. Log-sum-exp pools exp(Σ α M), a product over the stages, and so the attention map is the product Π n(M)^α:
+coarse maps say which region, fine maps where in it. With one stage, both are CAM (Zhou et al. 2016).
 
 n maps the values of a stage and finding to one fixed scale, saved in the network: 0 is the mean of the maps in images
 without the finding, 1 the mean of the peaks in images with it, both over validation images; values outside are
@@ -34,10 +40,11 @@ CAM_BACKBONES: tuple[CamBackbone, ...] = get_args(CamBackbone)
 Pooling = Literal["mean", "max", "lse"]
 StageChoice = Literal["all", "last"]
 Relevance = Literal["learned", "uniform"]
+Fusion = Literal["maps", "logits"]
 
 SMALL_WIDTHS = (32, 32, 48, 64, 96)  # channels of the stem and of each stage
-RELEVANCE_GAIN = 10.0  # learns relevance faster than other weights: at their pace it would stay nearly uniform
 _MIN_RANGE = 1e-6  # of a map's scale
+_FLOOR = 0.01  # of a stage's map in the geometric mean, so that one stage alone cannot veto a cell
 
 
 class MultiscaleCAM(nn.Module):
@@ -50,12 +57,15 @@ class MultiscaleCAM(nn.Module):
         relevance: weights of the stages: learned, or uniform.
         pooling: pooling of maps: mean, max, or lse (log-sum-exp), (1 / r) log mean exp(r map).
         lse_r: r in log-sum-exp; it approaches the mean for small r and the maximum for large r.
+        fusion: combine the stages' maps before pooling, or their logits after it, as published.
+        relevance_gain: how much faster relevance is learned than other weights; at 1 it would stay nearly uniform.
 
     Raises:
-        ValueError: there is no such backbone, pooling, stages or relevance.
+        ValueError: there is no such backbone, pooling, stages, relevance or fusion.
     """
 
     pooling: Pooling
+    fusion: Fusion
     relevance_logits: Tensor
     thresholds: Tensor
     low: Tensor
@@ -71,12 +81,16 @@ class MultiscaleCAM(nn.Module):
         relevance: Relevance = "learned",
         pooling: Pooling = "lse",
         lse_r: float = 6.0,
+        fusion: Fusion = "logits",
+        relevance_gain: float = 10.0,
     ) -> None:
         super().__init__()
         _one_of(pooling, get_args(Pooling))
         _one_of(stages, get_args(StageChoice))
         _one_of(relevance, get_args(Relevance))
-        self.findings, self.pooling, self.lse_r = tuple(findings), pooling, lse_r
+        _one_of(fusion, get_args(Fusion))
+        self.findings, self.pooling, self.lse_r, self.fusion = tuple(findings), pooling, lse_r, fusion
+        self.relevance_gain = relevance_gain
         self.trunk = BackboneStages(backbone, stem_stride, last_only=stages == "last")
         self.heads = nn.ModuleList([nn.Conv2d(channels, len(findings), 1) for channels in self.trunk.channels])
         self.fields = receptive_fields(self.trunk)
@@ -99,13 +113,29 @@ class MultiscaleCAM(nn.Module):
         return [head(features).float() for head, features in zip(self.heads, stages, strict=True)]
 
     def logits(self, maps: Sequence[Tensor]) -> Tensor:
-        """The stages' logits, weighted by relevance, (B, F)."""
-        pooled = [pool_cells(map_BFhw.flatten(2), self.pooling, self.lse_r) for map_BFhw in maps]
-        return (self.relevance() * torch.stack(pooled, 1)).sum(1)
+        """The findings' logits (B, F), from the stages' maps."""
+        if self.fusion == "maps":
+            return self._pooled(self._fused(maps, self._finest_centers(maps)))
+        return (self.relevance() * torch.stack([self._pooled(map_BFhw) for map_BFhw in maps], 1)).sum(1)
+
+    def _pooled(self, map_BFhw: Tensor) -> Tensor:
+        return pool_cells(map_BFhw.flatten(2), self.pooling, self.lse_r)
+
+    def _finest_centers(self, maps: Sequence[Tensor]) -> Tensor:
+        """Positions in pixels of the rows, or columns, of the finest map: it is not interpolated to be fused."""
+        return torch.arange(maps[0].shape[-1], device=maps[0].device) * self.fields[0].stride + self.fields[0].center
+
+    def _fused(self, maps: Sequence[Tensor], centers_N: Tensor) -> Tensor:
+        """The sum of the stages' maps, weighted by relevance, (B, F, N, N)."""
+        stages = zip(self.relevance(), maps, self.fields, strict=True)
+        return sum(
+            (alpha_F[:, None, None] * resampled(map_BFhw, field, centers_N) for alpha_F, map_BFhw, field in stages),
+            start=torch.zeros((), device=centers_N.device),
+        )
 
     def relevance(self) -> Tensor:
         """(S, F) non-negative weights of the stages, which sum to 1 for each finding."""
-        return (RELEVANCE_GAIN * self.relevance_logits.float()).softmax(0)
+        return (self.relevance_gain * self.relevance_logits.float()).softmax(0)
 
     def scale_maps(self, low_SF: Tensor, high_SF: Tensor) -> None:
         """Set the values of each stage's maps that become 0 and 1 in attention maps."""
@@ -124,12 +154,16 @@ class MultiscaleCAM(nn.Module):
             size: height and width of the images in pixels.
             stride: side of a cell in pixels of the image.
         """
-        return (self.relevance()[..., None, None] * self.placed_maps(maps, size, stride)).sum(1)
+        alpha, stages = self.relevance()[..., None, None], self.placed_maps(maps, size, stride)
+        if self.fusion == "maps" and len(maps) > 1:
+            return (alpha * stages.clamp(min=_FLOOR).log()).sum(1).exp()
+        return (alpha * stages).sum(1)
 
     def placed_maps(self, maps: Sequence[Tensor], size: int, stride: int) -> Tensor:
         """Each stage's maps on the grid of `attention`, (B, S, F, size / stride, size / stride)."""
+        centers_N = cell_centers(size, stride, maps[0].device)
         stages = zip(self.scaled(maps), self.fields, strict=True)
-        return torch.stack([placed(map_BFhw, field, size, stride) for map_BFhw, field in stages], 1)
+        return torch.stack([resampled(map_BFhw, field, centers_N) for map_BFhw, field in stages], 1)
 
 
 def pool_cells(cells_BFN: Tensor, pooling: Pooling, lse_r: float) -> Tensor:
@@ -209,15 +243,22 @@ def _dense_stages(body: Any, z_BCHW: Tensor) -> list[Tensor]:
     return [*seen, F.relu(layers.norm5(layers.denseblock4(features)))]
 
 
+def cell_centers(size: int, stride: int, device: torch.device) -> Tensor:
+    """Pixel indices of the centers of cells of `stride` pixels, (size / stride,)."""
+    return (torch.arange(size // stride, device=device) + 0.5) * stride - 0.5
+
+
 @in_float32
-def placed(map_BFhw: Tensor, field: ReceptiveField, size: int, stride: int) -> Tensor:
-    """Maps (B, F, size / stride, size / stride), interpolated linearly between the true positions of the values.
+def resampled(map_BFhw: Tensor, field: ReceptiveField, centers_N: Tensor) -> Tensor:
+    """Maps (B, F, N, N) at these rows and columns, interpolated linearly between the true positions of the values.
 
     A value's position is the center of its receptive field: `field.center` plus a multiple of the stride. In a ResNet
     this is not the center of the cell; assuming so would shift a map of stride 32 by 15 pixels.
+
+    Args:
+        centers_N: pixel indices.
     """
-    pixels_N = (torch.arange(size // stride, device=map_BFhw.device) + 0.5) * stride - 0.5  # indices of pixels
-    rows, columns = (_linear_weights(pixels_N, cells, field) for cells in map_BFhw.shape[-2:])
+    rows, columns = (_linear_weights(centers_N, cells, field) for cells in map_BFhw.shape[-2:])
     return rows @ (map_BFhw @ columns.T)
 
 

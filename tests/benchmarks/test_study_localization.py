@@ -172,7 +172,7 @@ def test_baselines_are_in_the_report(truth: BoxTruth, exact: Evaluated, results:
 
 def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    with pytest.raises(UserError, match=r"variants: expected some of multiscale, uniform, last, .* got first"):
+    with pytest.raises(UserError, match=r"variants: expected some of multiscale, fused, uniform, last, .* got first"):
         main(Options(out=out, variants=("first",)))
     with pytest.raises(UserError, match="omit --stream"):
         main(Options(out=out, data=ArchiveOptions(stream=True)))
@@ -184,7 +184,7 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
 
 def test_variants_differ() -> None:
     recipes = named(tuple(VARIANTS), LocalizeRecipe())
-    settings = {(recipe.cam_stages, recipe.relevance, recipe.pooling) for recipe in recipes.values()}
+    settings = {(recipe.cam_stages, recipe.relevance, recipe.fusion, recipe.pooling) for recipe in recipes.values()}
     assert len(settings) == len(recipes) - 2  # multiscale-lse and last-lse are the defaults by name
     assert recipes["last-mean"].pooling == "mean"
     assert recipes["uniform"].relevance == "uniform"

@@ -261,6 +261,8 @@ def test_backbone_weights_come_from_classifiers_or_checkpoints(tmp_path: Path) -
         {"pooling": "median"},
         {"cam_stages": "first"},
         {"relevance": "fair"},
+        {"fusion": "pixels"},
+        {"relevance_gain": 0.0},
         {"lse_r": 0.0},
         {"pos_weight_power": -1.0},
         {"map_stride": 5},

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from cxr.models.classifier import Classifier, load_body
 from cxr.models.input_contract import UNIT
-from cxr.models.multiscale_cam import BackboneStages, CamBackbone, MultiscaleCAM, Pooling, placed
+from cxr.models.multiscale_cam import (
+    BackboneStages,
+    CamBackbone,
+    MultiscaleCAM,
+    Pooling,
+    cell_centers,
+    resampled,
+)
 from cxr.models.receptive_field import receptive_fields
 
 FINDINGS = ("Mass", "Nodule", "Hernia")
@@ -36,8 +43,8 @@ def test_relevance_is_convex_and_starts_uniform() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "lse"])
-def test_logits_combine_the_stages(pooling: Pooling) -> None:
-    network, x = moved(small(pooling=pooling)), torch.rand(2, 1, 64, 64)
+def test_published_logits_are_the_sum_of_the_pooled_maps(pooling: Pooling) -> None:
+    network, x = moved(small(pooling=pooling, fusion="logits")), torch.rand(2, 1, 64, 64)
     alpha, expected = network.relevance(), torch.zeros(2, 3)
     pools = {
         "mean": lambda cells: cells.mean(-1),
@@ -48,6 +55,30 @@ def test_logits_combine_the_stages(pooling: Pooling) -> None:
         for finding in range(3):
             expected[:, finding] += alpha[stage, finding] * pools[pooling](one[:, finding].flatten(1))
     assert torch.allclose(network(x), expected, atol=1e-5)
+
+
+def test_adding_maps_or_logits_is_the_same_for_average_pooling() -> None:
+    x = smooth(torch.rand(2, 1, 8, 8))
+    maps, logits = (moved(small(pooling="mean", fusion=fusion))(x) for fusion in ("maps", "logits"))
+    assert torch.allclose(maps, logits, atol=0.02)
+
+
+def test_the_gradient_of_a_fine_map_is_where_the_coarse_maps_see_evidence() -> None:
+    """Half of an image: with evidence there in the coarsest map, it gets nearly all of the finest map's gradient."""
+    shares = {}
+    for fusion in ("maps", "logits"):
+        network = small(fusion=fusion, relevance="uniform")
+        fine, coarse = torch.zeros(1, 3, 32, 32, requires_grad=True), torch.zeros(1, 3, 4, 4)
+        coarse[..., :2, :] = 4.0
+        network.logits([fine, torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 8, 8), coarse]).sum().backward()
+        assert fine.grad is not None
+        shares[fusion] = (fine.grad[..., :12, :].sum() / fine.grad[..., 20:, :].sum()).item()
+    assert shares["maps"] > 20
+    assert shares["logits"] == pytest.approx(1)
+
+
+def smooth(x: Tensor) -> Tensor:
+    return nn.functional.interpolate(x, size=(128, 128), mode="bicubic")
 
 
 def test_lse_lies_between_mean_and_maximum() -> None:
@@ -88,7 +119,7 @@ def test_one_stage_is_cam() -> None:
     (seen,) = network.maps(x)
     assert torch.allclose(seen, cam, atol=1e-5)
     network.scale_maps(torch.full((1, 3), -1.0), torch.full((1, 3), 1.0))
-    wanted = placed(((cam + 1) / 2).clamp(0, 1), network.fields[0], 64, 4)
+    wanted = resampled(((cam + 1) / 2).clamp(0, 1), network.fields[0], cell_centers(64, 4, x.device))
     assert torch.allclose(network.attention([seen], 64, 4), wanted, atol=1e-5)
 
 
@@ -100,7 +131,7 @@ def test_a_blob_appears_at_its_position_in_the_map(backbone: CamBackbone) -> Non
     for x, y in ((118.0, 140.0), (141.0, 119.0)):
         blob = torch.exp(-((axis[None] - x) ** 2 + (axis[:, None] - y) ** 2) / 50)
         for seen, reach in zip(trunk(blob[None, None]), receptive_fields(trunk), strict=True):
-            shown = placed(seen.sum(1, keepdim=True), reach, size, 2)[0, 0]
+            shown = resampled(seen.sum(1, keepdim=True), reach, cell_centers(size, 2, seen.device))[0, 0]
             at = (torch.arange(size // 2) + 0.5) * 2
             middle = torch.stack([(shown.sum(0) * at).sum(), (shown.sum(1) * at).sum()]) / shown.sum()
             assert middle.tolist() == pytest.approx([x, y], abs=3.0), reach
@@ -122,16 +153,25 @@ def test_maps_cover_the_image_from_edge_to_edge() -> None:
 
 
 def test_the_scale_is_fixed_so_that_absent_findings_stay_dark() -> None:
-    network = small(relevance="uniform")
+    network = small(relevance="uniform", fusion="maps")
     network.scale_maps(torch.zeros(4, 3), torch.full((4, 3), 2.0))
     absent = [torch.full((1, 3, 8, 8), -1.0)] * 4
     present = [one.clone() for one in absent]
     for one in present:
         one[..., 4, 4] = 5.0
-    assert network.attention(absent, 32, 4).max() == 0
+    assert network.attention(absent, 32, 4).max() < 0.02
     scaled = network.scaled(present)
     assert [one.max().item() for one in scaled] == [1.0] * 4
     assert torch.equal(network.scaled([one / 5 for one in present])[0].max(), torch.tensor(0.5))
+
+
+def test_attention_multiplies_the_stages_unless_logits_are_added() -> None:
+    maps = [torch.full((1, 3, cells, cells), value) for cells, value in ((16, 0.5), (8, 0.5), (4, 0.5), (2, 4.0))]
+    product, mean = (
+        small(fusion=fusion, relevance="uniform").attention(maps, 64, 4) for fusion in ("maps", "logits")
+    )
+    assert torch.allclose(product, torch.tensor(0.5**0.75))
+    assert torch.allclose(mean, torch.tensor(0.625))
 
 
 def test_a_scale_with_equal_ends_does_not_divide_by_zero() -> None:
@@ -157,7 +197,9 @@ def test_torchvision_weights_fit_and_stages_equal_torchvisions(backbone: CamBack
     assert len(BackboneStages(backbone, last_only=True)(x)) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"pooling": "median"}, {"stages": "first"}, {"relevance": "guessed"}])
+@pytest.mark.parametrize(
+    "wrong", [{"pooling": "median"}, {"stages": "first"}, {"relevance": "guessed"}, {"fusion": "pixels"}]
+)
 def test_unknown_settings_are_rejected(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected one of"):
         small(**wrong)

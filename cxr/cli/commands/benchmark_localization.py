@@ -23,14 +23,14 @@ class Options:
     out: str = "runs/study_localization"
     """Folder or URI of the results: table.md, networks.csv, accuracy.png, and a folder for each network."""
     variants: tuple[str, ...] = ("multiscale", "last")
-    """Variants to compare: multiscale, uniform, last; multiscale or last with -mean, -max or -lse for another
-    pooling."""
+    """Variants to compare: multiscale; fused (multiscale with fusion=maps); uniform; last; multiscale or last with
+    -mean, -max or -lse for another pooling."""
     seeds: int = 5
     """Number of networks per variant, each with its own seed. With few, one that does not learn a finding
     decides the mean. A larger number with the same --out trains only the networks that are missing."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, stored_size=128))
     recipe: LocalizeRecipe = field(default_factory=lambda: LocalizeRecipe(size=128))
-    """Settings of all networks, except those that a variant sets: cam_stages, relevance, pooling."""
+    """Settings of all networks, except those that a variant sets: cam_stages, relevance, fusion, pooling."""
     run: RunOptions = field(default_factory=RunOptions)
 
 
