@@ -89,7 +89,7 @@ def compared() -> ArchiveResult:
 
 def test_the_tables_compare_each_variant_with_initial_images(compared: ArchiveResult) -> None:
     page = classification.page([compared], 3)
-    assert "60 test images of 30 patients, 1 findings; 3 seeds." in page
+    assert "60 test images of 30 patients, 1 finding; 3 seeds." in page
     assert "2 of archive, aligned" in page
     lines = {line.split(" | ")[1]: line for line in page.splitlines() if line.startswith("| archive")}
     assert [".8110" in line for line in lines.values()] == [True, False, False]

@@ -164,7 +164,7 @@ def page(results: Sequence[ArchiveResult], seeds: int) -> str:
     """The table with what its figures are."""
     tested = [
         f"{each.archive}: {each.images:,} test images of {each.patients:,} patients, "
-        f"{len(each.variants[0].findings)} findings"
+        f"{counted(len(each.variants[0].findings), 'finding')}"
         for each in results
     ]
     failed = [f"{count} of {each.archive}, {name}" for each in results for name, count in each.whole.items() if count]
