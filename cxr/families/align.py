@@ -82,16 +82,18 @@ class AlignRecipe(Recipe):
     ema_ramp: ClassVar[float] = 0.0
 
     size: int = 128
-    epochs: int = 20
+    epochs: int = 40
     batch_size: int = 16
     lr: float = 2e-3
 
     parameterization: Parameterization = "anisotropic"
     """Kind of transform: similarity (4 parameters), anisotropic (5, with two scales) or affine (6, with shear)."""
     backbone: BackboneName = "conv5"
-    """Backbone of the localization network: a small network of 3 to 6 blocks, or a ResNet with random weights."""
+    """Backbone of the localization network: a small network of 3 to 6 blocks, or a ResNet."""
     iterations: int = 3
     """Number of times the network is applied, each time to the image aligned so far."""
+    reduction: int = 2
+    """Factor by which the image and the lung map are reduced for the localization network, to save time."""
     pooling: Pooling = "grid"
     """What the hidden layer after the backbone sees. grid: the features in 4 x 4 cells; mean: their mean, as in the
     classifiers that ImageNet weights come from."""
@@ -170,7 +172,7 @@ class AlignRecipe(Recipe):
         one_of("decay", self.decay, get_args(Decay))
         one_of("target", self.target, get_args(TargetStrategy))
         one_of("feature_network", self.feature_network, perceptual.KINDS)
-        for name in ("iterations", "lung_phantoms", "lung_steps"):
+        for name in ("iterations", "reduction", "lung_phantoms", "lung_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.output_width < 0:
@@ -184,9 +186,7 @@ class AlignRecipe(Recipe):
                 f"got {self.feature_layers} from layer {self.first_feature_layer} on"
             )
         if self.backbone_pretrained and not self.torchvision_backbone:
-            raise UserError(
-                f"backbone_pretrained: expected a ResNet, such as backbone=resnet18, got backbone={self.backbone}"
-            )
+            raise UserError(f"backbone_pretrained: expected a ResNet as backbone, got {self.backbone}")
         is_auto = self.feature_pretrained == pretrained.AUTO
         if self.feature_network == "lungs" and not (is_auto or pretrained.is_uri(self.feature_pretrained)):
             raise UserError(
@@ -238,7 +238,7 @@ class AlignRecipe(Recipe):
     def network(self, findings: Sequence[str]) -> SpatialTransformer:
         lungs = LungField() if self.lungs else None
         backbone = make_backbone(self.backbone, channels=1 + self.lungs, pooling=self.pooling)
-        return SpatialTransformer(backbone, self.parameterization, self.iterations, lungs)
+        return SpatialTransformer(backbone, self.parameterization, self.iterations, lungs, self.reduction)
 
     def task(self, network: nn.Module) -> AlignTask:
         return AlignTask(self, network)

@@ -76,6 +76,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {
                 "size": 320,
                 "output_width": 256,
+                "epochs": 20,
                 "lr": 1e-4,
                 "weight_decay": 1e-4,
                 "decay": "linear",
@@ -84,6 +85,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "backbone_pretrained": "auto",
                 "pooling": "mean",
                 "iterations": 1,
+                "reduction": 1,
                 "lungs": False,
                 "target": "lung_crops",
                 "feature_network": "vgg16",

@@ -1,6 +1,6 @@
-"""A small U-Net (Ronneberger et al. 2015, arXiv 1505.04597) that segments the lung fields.
+"""Small U-Nets (Ronneberger et al. 2015, arXiv 1505.04597): one for the lung fields, and the body of others.
 
-Its encoder has the blocks of the small backbones, so that its features can serve as a perceptual network.
+Their encoder has the blocks of the small backbones, so that its features can serve as a perceptual network.
 """
 
 from __future__ import annotations
@@ -36,11 +36,7 @@ class SmallUNetBody(nn.Module):
 
     def encode(self, z_B1HW: Tensor) -> list[Tensor]:
         """The output of each encoder block, shallow to deep, each half the size of the one before."""
-        x, features = z_B1HW, []
-        for block in self.down:
-            x = block(x)
-            features.append(x)
-        return features
+        return encode(self.down, z_B1HW)
 
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """The decoder's output for the features of all encoder blocks."""
@@ -61,21 +57,43 @@ class ResidualBlock(nn.Module):
         return x_BCHW + self.blocks(x_BCHW)
 
 
-class LungField(SmallUNetBody):
+class LungField(nn.Module):
     """Contrast-normalized images (B, 1, H, W) to the probability that a pixel shows lung, (B, 1, H, W) in [0, 1].
 
     Lung means the visible field, without the parts behind the heart, the great vessels and the diaphragm.
+
+    The decoder adds features of two levels instead of concatenating them, which takes a third of the multiplications
+    of `SmallUNetBody`. The weights are in channels-last order, in which CPUs take two thirds of the time.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.out = nn.Conv2d(WIDTHS[0], 1, 1)
+        widths = WIDTHS[:DEPTH]
+        self.down = conv_blocks(DEPTH)
+        self.project = nn.ModuleList(
+            nn.Conv2d(low, high, 1) for low, high in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.up = nn.ModuleList(conv_block(width, width) for width in widths[-2::-1])
+        self.out = nn.Conv2d(widths[0], 1, 1)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, z_B1HW: Tensor) -> Tensor:
         return self.logits(z_B1HW).float().sigmoid()
 
     def logits(self, z_B1HW: Tensor) -> Tensor:
-        return upsample(self.out(self.decode(self.encode(z_B1HW))), z_B1HW.shape[-2:])
+        x, *skips = reversed(encode(self.down, z_B1HW))
+        for project, block, skip in zip(self.project, self.up, skips, strict=True):
+            x = block(upsample(project(x), skip.shape[-2:]) + skip)
+        return upsample(self.out(x), z_B1HW.shape[-2:])
+
+
+def encode(down: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """The output of each encoder block, shallow to deep."""
+    features = []
+    for block in down:
+        x = block(x)
+        features.append(x)
+    return features
 
 
 def soft_dice(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:

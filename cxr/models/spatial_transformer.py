@@ -37,9 +37,11 @@ class SpatialTransformer(nn.Module):
         iterations: number of times that the network is applied, each time to the image aligned so far. The transforms
             are composed and the original is sampled once, so that more iterations do not blur the image.
         lungs: a `small_unet.LungField` whose lung map is a second input channel. It is not trained with the rest.
+        reduction: factor by which image and lung map are reduced before the backbone sees them. Each pixel of a
+            reduced map is the fraction of its area that shows lung, so that hardly any precision is lost.
 
     Raises:
-        ValueError: there is no such parameterization, or `iterations` is below 1.
+        ValueError: there is no such parameterization, or `iterations` or `reduction` is below 1.
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class SpatialTransformer(nn.Module):
         parameterization: Parameterization = "anisotropic",
         iterations: int = 1,
         lungs: nn.Module | None = None,
+        reduction: int = 1,
     ) -> None:
         super().__init__()
-        if parameterization not in PARAMETERS or iterations < 1:
+        if parameterization not in PARAMETERS or iterations < 1 or reduction < 1:
             raise ValueError(
-                f"expected parameterization {', '.join(PARAMETERS)} and at least 1 iteration, got {parameterization} "
-                f"and {iterations}"
+                f"expected parameterization {', '.join(PARAMETERS)}, and iterations and reduction of at least 1, got "
+                f"{parameterization}, {iterations} and {reduction}"
             )
         self.backbone = backbone
         features = int(backbone.features)  # pyright: ignore[reportArgumentType]
@@ -61,12 +64,14 @@ class SpatialTransformer(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.parameterization: Parameterization = parameterization
-        self.iterations = iterations
+        self.iterations, self.reduction = iterations, reduction
         self.lungs = lungs.requires_grad_(False) if lungs is not None else None
 
     def forward(self, x_B1HW: Tensor) -> Tensor:
         """Images in [0, 1] to `theta_unit` (B, 2, 3), float32. `bounded_theta` bounds each iteration's transform."""
         z_BCHW = self.input_channels(normalize_contrast(x_B1HW))
+        if self.reduction > 1:
+            z_BCHW = F.avg_pool2d(z_BCHW, self.reduction)
         theta = self.localize(z_BCHW)
         for _ in range(self.iterations - 1):
             theta = compose(theta, self.localize(warp(z_BCHW, theta)))

@@ -66,7 +66,7 @@ def test_the_shipped_network_is_small_and_records_how_it_was_made() -> None:
     with safe_open(str(lung_pretraining.SHIPPED_FILE), "pt") as file:
         provenance = file.metadata()
     assert "no patient data" in provenance["description"]
-    assert provenance["command"] == "python jobs/train_phantom_lungs.py --out runs/phantom_lungs"
+    assert provenance["command"] == "cxr train phantom-lungs --out runs/phantom_lungs"
 
 
 @pytest.mark.parametrize(("size", "least"), [(64, 0.9), (128, 0.95)])

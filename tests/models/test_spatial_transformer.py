@@ -137,6 +137,35 @@ def test_two_iterations_compose_their_transforms() -> None:
     torch.testing.assert_close(network(torch.rand(1, 1, 16, 16)), compose(one, one))
 
 
+class Recorded(ShiftOnce):
+    """Keeps its last input."""
+
+    def forward(self, x_B1HW: Tensor) -> Tensor:
+        self.seen = x_B1HW
+        return super().forward(x_B1HW)
+
+
+def test_a_reduction_keeps_the_area_of_the_lungs() -> None:
+    lungs = (torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    network = SpatialTransformer(Recorded(), lungs=MapOf(lungs), reduction=4)
+    assert network(torch.rand(2, 1, 32, 32)).shape == (2, 2, 3)
+    seen = network.backbone.seen
+    assert isinstance(seen, Tensor)
+    assert seen.shape == (2, 2, 8, 8)
+    torch.testing.assert_close(seen[:, 1].mean((1, 2)), lungs[:, 0].mean((1, 2)))
+
+
+class MapOf(nn.Module):
+    """Knows the lung fields."""
+
+    def __init__(self, lungs: Tensor) -> None:
+        super().__init__()
+        self.lungs = lungs
+
+    def forward(self, z_B1HW: Tensor) -> Tensor:
+        return self.lungs
+
+
 def test_transforms_are_float32_under_autocast() -> None:
     network = SpatialTransformer(make_backbone("conv3"), "affine", iterations=2)
     x = torch.rand(2, 1, 32, 32)

@@ -42,7 +42,8 @@ ROTATION_DEG, SCALE, SHIFT = (
 )  # maximum rotation; zoom from 1 − SCALE to 1 + SCALE; maximum shift as a fraction of the width
 RESAMPLES = 2000
 GIVEN, ECC, CXR, BEST = "given", "ecc", "cxr", "best_affine"
-_BLOCK = 64  # images that are decoded or aligned at a time
+_BLOCK = 64  # images that are decoded at a time
+_BATCH = 32  # images that are aligned at a time
 
 Half = Literal["all", "choosing", "reporting"]
 """Which patients' images are compared. Settings are chosen on one half, and figures reported on the other."""
@@ -182,7 +183,7 @@ def predict(aligner: Checkpoint, pixels: Tensor) -> tuple[Tensor, float]:
     check_size(aligner.recipe, pixels.shape[-1])
     start = time.thread_time()
     parts = [
-        aligner.recipe.predict(aligner.network, {schema.PIXELS: part})[schema.THETA] for part in pixels.split(_BLOCK)
+        aligner.recipe.predict(aligner.network, {schema.PIXELS: part})[schema.THETA] for part in pixels.split(_BATCH)
     ]
     theta = torch.cat(parts).reshape(-1, 2, 3).float()
     return theta, (time.thread_time() - start) / len(pixels)
