@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.benchmarks.studies import compression
-from cxr.benchmarks.studies.classification import ClassificationResult
+from cxr.benchmarks.studies import classifiers, compression
+from cxr.benchmarks.studies.seed_results import SeedResults
 from cxr.benchmarks.studies.xrays import XRays
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
@@ -17,19 +17,17 @@ from cxr.reporting.tables import interval, markdown, number
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """Results of the networks of one recipe on the test split."""
+    """Results of the networks of one recipe, one per seed, on the test images."""
 
-    classification: ClassificationResult
+    aurocs: SeedResults
     psnr: float  # dB, of decoded images, mean over seeds; NaN without compression
     values: int  # per stored image
 
 
-def summarize(
-    classification: ClassificationResult, networks: Sequence[Checkpoint], sample: XRays
-) -> CompressionResult:
-    """The results with the image quality of a sample of the test images."""
+def summarize(aurocs: SeedResults, networks: Sequence[Checkpoint], sample: XRays) -> CompressionResult:
+    """The results, with the image quality of a sample of the test images."""
     psnr = float(np.mean([_psnr(network, sample) for network in networks]))
-    return CompressionResult(classification, psnr, latent_encoder(networks[0].recipe).latent_format().size ** 2)
+    return CompressionResult(aurocs, psnr, latent_encoder(networks[0].recipe).latent_format().size ** 2)
 
 
 def _psnr(network: Checkpoint, sample: XRays) -> float:
@@ -41,38 +39,26 @@ def _psnr(network: Checkpoint, sample: XRays) -> float:
 
 
 def metrics(results: Sequence[CompressionResult]) -> dict[str, float]:
-    """Metrics by name: NAME_auroc with _low, _high and _sd, NAME_psnr, and gains over the last result."""
-    values: dict[str, float] = {}
-    for result in results:
-        classified = result.classification
-        low, high = classified.ends()
-        values |= {
-            f"{classified.name}_auroc": classified.mean,
-            f"{classified.name}_auroc_low": low,
-            f"{classified.name}_auroc_high": high,
-            f"{classified.name}_auroc_sd": classified.sd(),
-            f"{classified.name}_psnr": result.psnr,
-        }
-    last = results[-1].classification
-    for name, classified in [(result.classification.name, result.classification) for result in results[:-1]]:
-        gain, low, high = classified.minus(last)
-        values |= {f"{name}_gain": gain, f"{name}_gain_low": low, f"{name}_gain_high": high}
-    return {name: value for name, value in values.items() if not np.isnan(value)}
+    """Those of `classifiers.metrics`, and NAME/psnr of recipes that compress."""
+    qualities = {f"{each.aurocs.name}/psnr": each.psnr for each in results if not np.isnan(each.psnr)}
+    return classifiers.metrics([each.aurocs for each in results]) | qualities
 
 
 def table(results: Sequence[CompressionResult]) -> str:
-    """Markdown table; all rows are compared with the last one."""
-    last = results[-1].classification
-    head = ["", "stored values", "mean AUROC (95 % by patient)", "SD of seeds", f"minus {last.name}", "PSNR, dB"]
-    rows = [
-        [
-            classified.name,
-            f"{result.values:,}",
-            interval(classified.mean, *classified.ends()),
-            number(classified.sd()),
-            "–" if classified is last else interval(*classified.minus(last)),
-            number(result.psnr, 1),
-        ]
-        for result, classified in ((result, result.classification) for result in results)
-    ]
+    """Markdown: one row per result, all compared with the first."""
+    first = results[0].aurocs
+    head = ["", "stored values", "mean AUROC (95 %)", "SD of seeds", f"minus {first.name} (95 %)", "PSNR, dB"]
+    rows = []
+    for each in results:
+        mean, gain = each.aurocs.mean(), each.aurocs.gain(first)
+        rows.append(
+            [
+                each.aurocs.name,
+                f"{each.values:,}",
+                interval(mean.value, mean.low, mean.high),
+                number(mean.sd),
+                "–" if each is results[0] else interval(gain.value, gain.low, gain.high),
+                number(each.psnr, 1),
+            ]
+        )
     return markdown(head, rows)
