@@ -69,6 +69,7 @@ class AttendRecipe(HeatmapBoxesRecipe):
     """
 
     family: ClassVar[str] = "attend"
+    CROP_SETTINGS: ClassVar[tuple[Literal["lung_crop"], ...]] = ("lung_crop",)  # the aligner is a part of the network
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES, schema.IMAGE_ID)
     depends_on: ClassVar[Mapping[str, str]] = {"box_weight": "box_fraction"}
 
@@ -132,11 +133,6 @@ class AttendRecipe(HeatmapBoxesRecipe):
             _ = MILLoss(self.box_weight)
         except ValueError as error:
             raise UserError(f"box_weight: {error}") from error
-
-    @property
-    def crop_setting(self) -> Literal["lung_crop", ""]:
-        """The aligner is a part of the network, which sees whole images or crops to the lungs."""
-        return "lung_crop" if self.lung_crop else ""
 
     @property
     def box_rule(self) -> BoxRule:

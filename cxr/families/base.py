@@ -243,6 +243,8 @@ class Recipe(ABC):
     """Columns that scoring adds to `schema.SCORES`."""
     mask_label: ClassVar[str] = schema.LUNGS
     """Label of the masks in a batch, if `columns` includes masks."""
+    CROP_SETTINGS: ClassVar[tuple[Literal["aligner", "lung_crop"], ...]] = ("aligner", "lung_crop")
+    """Settings that name a checkpoint by which images are cropped before the network sees them."""
     LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = ("lung_crop", "aligner")
     """Settings that say where something is, not what it is: they may change between two runs. Families add the URIs
     of initial weights, which are not needed after the first step."""
@@ -284,7 +286,10 @@ class Recipe(ABC):
     def crop_setting(self) -> Literal["lung_crop", "aligner", ""]:
         """The setting that names the checkpoint by which images are cropped before the network sees them; empty if
         there is none. See `families.image_crop`."""
-        return "aligner" if self.aligner else "lung_crop" if self.lung_crop else ""
+        for name in self.CROP_SETTINGS:
+            if getattr(self, name):
+                return name
+        return ""
 
     @property
     def crop_checkpoint(self) -> str:
@@ -421,12 +426,13 @@ class Recipe(ABC):
     def resume_from(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
         """`resolve_weights` for a run that resumes from a checkpoint with the settings `begun` (from `to_dict`).
 
-        Initial weights (the family's own `LOCATION_SETTINGS`) stay as recorded and need not be available anymore.
+        Initial weights (`LOCATION_SETTINGS` except `CROP_SETTINGS`) stay as recorded, and need no longer be
+        available.
         """
         if self.changes_from(begun, self.may_change_on_resume):
             return self.resolve_weights(out)
-        own = set(self.LOCATION_SETTINGS) - set(Recipe.LOCATION_SETTINGS)
-        return self.replace(**{name: begun[name] for name in own if name in begun}), []
+        initial = set(self.LOCATION_SETTINGS) - set(self.CROP_SETTINGS)
+        return self.replace(**{name: begun[name] for name in initial if name in begun}), []
 
     def to_dict(self) -> dict[str, Any]:
         return {"family": self.family, **dataclasses.asdict(self)}

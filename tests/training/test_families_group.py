@@ -107,7 +107,7 @@ def _weights(network: nn.Module) -> Tensor:
 
 
 def _without_chance(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(align, "random_exposure", lambda x: x)
+    patch.setattr(align, "random_exposure", lambda x, **_: x)
     patch.setattr(attend, "choose_partners", first_partner)
 
 
