@@ -24,7 +24,7 @@ from cxr.errors import ClusterError, UserError
 from cxr.families import checkpoint_files
 from cxr.families.base import Recipe
 from cxr.runtime import cluster, ray_private
-from cxr.runtime.user_errors import is_death, user_error_in
+from cxr.runtime.user_errors import PROCESS_DEATHS, is_death, user_error_in
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
 from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import CHECKPOINT_SCORE, RunOptions, check_resume
@@ -228,10 +228,16 @@ def _scaling(options: RunOptions, gpu: bool) -> ScalingConfig:
 
 
 def _result(trainer: TorchTrainer, options: RunOptions) -> ray.train.Result:
+    advice = "Finished epochs are saved: add --resume to continue from there"
     try:
         return trainer.fit()
+    except PROCESS_DEATHS as error:
+        raise ClusterError(
+            f"the process that controls training died ({type(error).__name__}). Most likely the head has too little "
+            f"memory: look at it. {advice}"
+        ) from error
     except TrainingFailedError as error:
-        failures, advice = _failures(error), "Finished epochs are saved: add --resume to continue from there"
+        failures = _failures(error)
         if mistake := next(filter(None, map(user_error_in, failures)), None):
             raise UserError(f"{mistake}. {advice}") from error
         if any(map(is_death, failures)):

@@ -77,19 +77,26 @@ def test_work_on_an_archive(work: str, cluster: Machines, tmp_path: Path) -> Non
 
 
 def test_training(cluster: Machines, tmp_path: Path) -> None:
+    """Ray also kills the process that controls training, so that the job has to be started again."""
     made = write_shards(tmp_path / "shards", {"train": 64, "val": 8})
     settings = {"archive": made, "size": 32, "batch_size": 8, "backbone": "conv3", "epochs": 20}
 
-    def job(out: Path) -> Job:
-        words = command("train_align", out=out, **settings)
+    def job(out: Path, *more: str) -> Job:
+        words = [*command("train_align", out=out, **settings), *more]
         return Job(words, cluster.variables, tmp_path / "log", lambda: len(read_metrics(str(out))))
 
     with job(tmp_path / "straight") as undisturbed:
         seconds = undisturbed.finish()
     with job(tmp_path / "out") as disturbed:
         disturbed.wait_for(1)
-        pause = longest_pause(disturbed, cluster)
-        duration = disturbed.seconds
+        fill_memory(cluster)
+        assert disturbed.process.wait(120)
+        assert "error: the process that controls training died" in disturbed.said
+        assert "Traceback" not in disturbed.said
+        done = disturbed.results()
+    with job(tmp_path / "out", "--resume") as again:
+        recovery = again.wait_for(done + 1)
+        duration = again.finish()
     assert epochs(tmp_path / "out") == [*range(1, 21)]
     assert same_weights(tmp_path / "out", tmp_path / "straight")
-    record(FAULT, "train", "the same weights", pause, duration, seconds)
+    record(FAULT, "train", "stops with one line, then the same weights with --resume", recovery, duration, seconds)
