@@ -18,6 +18,7 @@ import torch
 from cxr import schema
 from cxr.benchmarks.studies import localization, localization_report
 from cxr.benchmarks.studies.localization import Evaluated, LocalizationResult
+from cxr.benchmarks.studies.seed_results import SeedMean
 from cxr.cli import study_localization as study
 from cxr.cli.commands import phantom as phantom_command
 from cxr.cli.commands.benchmark_localization import Options, main
@@ -131,12 +132,10 @@ def test_results_are_per_seed_and_finding(results: list[LocalizationResult]) -> 
 def test_gains_use_the_same_patients_and_seeds(results: list[LocalizationResult]) -> None:
     gains = localization.gains(results[0], results[1])
     assert gains["small_gain_iou_30"].value == pytest.approx(2 / 3)
-    assert gains["large_gain_iou_30"] == localization.SeedMean(0, 0, 0, 0)
+    assert gains["large_gain_iou_30"] == SeedMean(0, 0, 0, 0)
     assert (gains["auroc_gain"].value, gains["auroc_gain"].low) == (0.5, 0.5)
     same = localization.gains(results[0], results[0])
-    assert same["small_gain_iou_30"] == localization.SeedMean(0, 0, 0, 0), (
-        "paired differences of a result with itself are 0"
-    )
+    assert same["small_gain_iou_30"] == SeedMean(0, 0, 0, 0), "paired differences of a result with itself are 0"
 
 
 def test_intervals_resample_patients(exact: Evaluated) -> None:

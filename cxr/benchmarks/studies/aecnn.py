@@ -12,7 +12,7 @@ from cxr.benchmarks.studies.seed_results import SeedResults
 from cxr.benchmarks.studies.xrays import XRays
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
-from cxr.reporting.tables import interval, markdown, number
+from cxr.reporting.tables import markdown, number
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def table(results: Sequence[CompressionResult]) -> str:
             [
                 each.aurocs.name,
                 f"{each.values:,}",
-                interval(mean.value, mean.low, mean.high),
+                mean.cell(),
                 number(mean.sd),
-                "–" if each is results[0] else interval(gain.value, gain.low, gain.high),
+                "–" if each is results[0] else gain.cell(),
                 number(each.psnr, 1),
             ]
         )

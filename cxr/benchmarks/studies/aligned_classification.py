@@ -19,8 +19,7 @@ from cxr import schema
 from cxr.benchmarks.studies import align
 from cxr.benchmarks.studies.align import Masked
 from cxr.benchmarks.studies.classifiers import LEGEND
-from cxr.benchmarks.studies.localization import SeedMean
-from cxr.benchmarks.studies.seed_results import SeedResults
+from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults
 from cxr.data import shards
 from cxr.data.batch import NO_MASK, to_columns, to_tensors
 from cxr.data.decode import WHOLE
@@ -31,7 +30,7 @@ from cxr.metrics.bootstrap import MeanInterval
 from cxr.models.backbones import normalize_contrast
 from cxr.models.small_unet import LungField
 from cxr.reporting.forest import ForestLine, forest_figure
-from cxr.reporting.tables import csv_text, interval, markdown, number
+from cxr.reporting.tables import csv_text, markdown, number
 from cxr.wording import counted
 
 INITIAL, ALIGNED, ECC = "initial", "aligned", "ecc"
@@ -150,9 +149,9 @@ def table(results: Sequence[ArchiveResult]) -> str:
                 [
                     of_archive.archive,
                     each.name,
-                    interval(mean.value, mean.low, mean.high),
+                    mean.cell(),
                     number(mean.sd),
-                    "–" if each is initial else interval(gain.value, gain.low, gain.high),
+                    "–" if each is initial else gain.cell(),
                     number(of_archive.lung_iou[each.name]),
                     f"{PUBLISHED[each.name]:.4f}" if each.name in PUBLISHED else "–",
                 ]
@@ -184,19 +183,14 @@ def csv(results: Sequence[ArchiveResult]) -> str:
 
 
 def _row(of_archive: ArchiveResult, each: SeedResults) -> dict[str, Any]:
-    means = {"auroc": each.mean(), "gain": each.gain(of_archive.variants[0])}
-    ends = {
-        f"{name}{end}": value
-        for name, mean in means.items()
-        for end, value in (("", mean.value), ("_low", mean.low), ("_high", mean.high), ("_sd", mean.sd))
-    }
     return {
         "archive": of_archive.archive,
         "variant": each.name,
         "test_images": of_archive.images,
         "test_patients": of_archive.patients,
         "seeds": len(each.values),
-        **ends,
+        **each.mean().named("auroc"),
+        **each.gain(of_archive.variants[0]).named("gain"),
         "lung_iou": of_archive.lung_iou[each.name],
         "stored_whole": of_archive.whole[each.name],
         "published_auroc": PUBLISHED.get(each.name),

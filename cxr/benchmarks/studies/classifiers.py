@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -10,8 +9,7 @@ from functools import reduce
 import numpy as np
 from matplotlib.figure import Figure
 
-from cxr.benchmarks.studies.localization import SeedMean
-from cxr.benchmarks.studies.seed_results import SeedResults
+from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults, finite
 from cxr.errors import UserError
 from cxr.evaluation import classification_data
 from cxr.evaluation.classification_data import LabeledScores, LabelTruth
@@ -20,7 +18,7 @@ from cxr.metrics.bootstrap import RESAMPLES, column_means
 from cxr.metrics.classification.ranking import auroc
 from cxr.metrics.classification.resampled_auroc import resampled_aurocs
 from cxr.reporting import palette
-from cxr.reporting.tables import csv_text, interval, markdown, number
+from cxr.reporting.tables import csv_text, markdown, number
 
 LEGEND = (
     f"Intervals are 95 % percentile intervals of {RESAMPLES:,} resamples of patients, with all of their images, and "
@@ -71,13 +69,9 @@ def table(results: Sequence[SeedResults], title: str) -> str:
     rows = []
     for each in results:
         mean = each.mean()
-        gain = "–" if each is results[0] else _interval(each.gain(results[0]))
-        rows.append([each.name, _interval(mean), number(mean.sd), gain])
+        gain = "–" if each is results[0] else each.gain(results[0]).cell()
+        rows.append([each.name, mean.cell(), number(mean.sd), gain])
     return markdown(head, rows)
-
-
-def _interval(mean: SeedMean) -> str:
-    return interval(mean.value, mean.low, mean.high)
 
 
 def csv(results: Sequence[SeedResults]) -> str:
@@ -96,12 +90,10 @@ def csv(results: Sequence[SeedResults]) -> str:
 
 def metrics(results: Sequence[SeedResults]) -> dict[str, float]:
     """Finite metrics by name: NAME/mean_auroc and NAME/gain, with _low, _high and _sd."""
-    values = dict[str, float]()
+    means = dict[str, SeedMean]()
     for each in results:
-        for name, mean in (("mean_auroc", each.mean()), ("gain", each.gain(results[0]))):
-            key = f"{each.name}/{name}"
-            values |= {key: mean.value, f"{key}_low": mean.low, f"{key}_high": mean.high, f"{key}_sd": mean.sd}
-    return {name: value for name, value in values.items() if not math.isnan(value)}
+        means |= {f"{each.name}/mean_auroc": each.mean(), f"{each.name}/gain": each.gain(results[0])}
+    return finite(means)
 
 
 def picture(results: Sequence[SeedResults]) -> Figure:

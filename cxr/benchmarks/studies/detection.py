@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from cxr import schema
-from cxr.benchmarks.studies.seed_results import SeedResults
+from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults, finite
 from cxr.boxes import ScoredBoxes, add_no_finding, nms, nmw, soft_nms, wbf
 from cxr.errors import UserError
 from cxr.evaluation import detection_data, localization_data
@@ -234,10 +234,8 @@ def baselines(results: Sequence[DetectionResult]) -> dict[str, DetectionResult]:
 
 def metrics(results: Sequence[DetectionResult]) -> dict[str, float]:
     """Finite metrics by name: SECTION/NAME/map_40 and SECTION/NAME/gain, with _low, _high and _sd."""
-    values, first = dict[str, float](), baselines(results)
+    means, first = dict[str, SeedMean](), baselines(results)
     for result in results:
-        means = {"map_40": result.mean(), "gain": result.gain(first[result.section])}
-        for name, mean in means.items():
-            key = f"{result.section}/{result.name}/{name}"
-            values |= {key: mean.value, f"{key}_low": mean.low, f"{key}_high": mean.high, f"{key}_sd": mean.sd}
-    return {name: value for name, value in values.items() if not math.isnan(value)}
+        key = f"{result.section}/{result.name}"
+        means |= {f"{key}/map_40": result.mean(), f"{key}/gain": result.gain(first[result.section])}
+    return finite(means)

@@ -18,10 +18,9 @@ from cxr.benchmarks.studies.detection import (
     DetectionResult,
     baselines,
 )
-from cxr.benchmarks.studies.localization import SeedMean
 from cxr.metrics.bootstrap import RESAMPLES
 from cxr.reporting import palette
-from cxr.reporting.tables import csv_text, interval, markdown, number
+from cxr.reporting.tables import csv_text, markdown, number
 
 # On the test images of VinBigData, whose boxes are not public, as mAP with No finding as a 15th class.
 PUBLISHED: Mapping[str, str] = {
@@ -61,10 +60,10 @@ def _table(section: str, results: Sequence[DetectionResult]) -> str:
     rows = []
     for result in own:
         mean = result.mean()
-        gain = "–" if result is baseline else _interval(result.gain(baseline))
+        gain = "–" if result is baseline else result.gain(baseline).cell()
         aps = [number(ap) for ap in result.values.mean(0).tolist()] if several else []
         published = _published(result, own[-1]) or "–"
-        rows.append([result.name, f"{result.networks}", _interval(mean), number(mean.sd), gain, *aps, published])
+        rows.append([result.name, f"{result.networks}", mean.cell(), number(mean.sd), gain, *aps, published])
     return f"**{_TITLES[section]}**\n\n{markdown(head, rows)}"
 
 
@@ -73,10 +72,6 @@ def _published(result: DetectionResult, last: DetectionResult) -> str:
     if result is last and result.section == SIZE:
         return PUBLISHED[SIZE]
     return PUBLISHED.get(f"{result.section}/{result.name}", "")
-
-
-def _interval(mean: SeedMean) -> str:
-    return interval(mean.value, mean.low, mean.high)
 
 
 def page(results: Sequence[DetectionResult], summary: str) -> str:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cxr.benchmarks.studies.seed_results import SeedMean, finite, mean_over_seeds
 from cxr.evaluation import classification_data, localization_data
 from cxr.evaluation.classification_data import LabeledScores, join
 from cxr.evaluation.ground_truth_boxes import BoxTruth
 from cxr.evaluation.localization_data import LocalizationEvaluation
 from cxr.evaluation.run import Run, findings_of
-from cxr.metrics.bootstrap import ENDS, RESAMPLES, column_means, resampled_means
+from cxr.metrics.bootstrap import RESAMPLES, column_means, resampled_means
 from cxr.metrics.classification.ranking import auroc
 from cxr.metrics.classification.resampled_auroc import resampled_aurocs
 from cxr.metrics.localization import MEASURES, THRESHOLDS, Located
@@ -38,16 +39,6 @@ class LocalizationResult:
         """Mean accuracy over these findings: (S,), and (S, R) in the resamples."""
         f, t = [self.findings.index(finding) for finding in findings], THRESHOLDS.index(threshold)
         return self.accuracy[measure][:, f, t].mean(1), self.accuracy_resamples[measure][:, :, f, t].mean(2)
-
-
-@dataclass(frozen=True)
-class SeedMean:
-    """A mean over seeds, its 95 % interval over resampled patients and seeds, and the SD of the seeds."""
-
-    value: float
-    low: float
-    high: float
-    sd: float
 
 
 @dataclass(frozen=True)
@@ -133,17 +124,6 @@ def _mean(values_RF: np.ndarray) -> np.ndarray:
     return column_means(values_RF.T)
 
 
-def mean_over_seeds(values_S: np.ndarray, resamples_SR: np.ndarray, seed: int = 0) -> SeedMean:
-    """The mean over seeds; the interval resamples both seeds and patients."""
-    seeds, resamples = resamples_SR.shape
-    chosen = np.random.default_rng(seed).integers(seeds, size=resamples_SR.shape)
-    means = resamples_SR[chosen, np.arange(resamples)].mean(0)
-    finite = means[np.isfinite(means)]
-    low, high = np.quantile(finite, ENDS) if len(finite) else (math.nan, math.nan)
-    sd = float(values_S.std(ddof=1)) if seeds > 1 else math.nan
-    return SeedMean(float(values_S.mean()), float(low), float(high), sd)
-
-
 def accuracy(result: LocalizationResult, measure: str, threshold: float, findings: Sequence[str]) -> SeedMean:
     """Mean accuracy over some findings."""
     return mean_over_seeds(*result.at(measure, threshold, findings))
@@ -185,9 +165,4 @@ def metrics(results: Sequence[LocalizationResult], gains: Mapping[str, SeedMean]
             means[key] = accuracy(result, "iou", at, result.findings)
             means |= {f"{key}/{finding}": accuracy(result, "iou", at, [finding]) for finding in result.findings}
         means[f"{result.name}_auroc"] = mean_over_seeds(result.aurocs, result.auroc_resamples)
-    values = {f"{name}{end}": value for name, mean in means.items() for end, value in _ends(mean).items()}
-    return {name: value for name, value in values.items() if not math.isnan(value)}
-
-
-def _ends(mean: SeedMean) -> dict[str, float]:
-    return {"": mean.value, "_low": mean.low, "_high": mean.high, "_sd": mean.sd}
+    return finite(means)

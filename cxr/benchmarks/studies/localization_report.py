@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from cxr.benchmarks.studies.localization import LocalizationResult, SeedMean, accuracy, mean_over_seeds
+from cxr.benchmarks.studies.localization import LocalizationResult, accuracy
+from cxr.benchmarks.studies.seed_results import SeedMean, mean_over_seeds
 from cxr.metrics.localization import MEASURES, THRESHOLDS
 from cxr.reporting import palette
 from cxr.reporting.localization import NAMED, tidy
-from cxr.reporting.tables import csv_text, interval, markdown, number
+from cxr.reporting.tables import csv_text, markdown, number
 
 _SHOWN = (("iou", 0.1), ("iou", 0.3), ("iou", 0.5), ("iobb", 0.1), ("iobb", 0.5))
 _GUESSES = {"random": ":", "center": "--"}
@@ -51,7 +52,7 @@ def tables(results: Sequence[LocalizationResult]) -> str:
             [
                 result.name,
                 *(
-                    _cell(accuracy(result, measure, at, of))
+                    accuracy(result, measure, at, of).cell(2)
                     for of in (*([f] for f in result.findings), result.findings)
                 ),
             ]
@@ -67,7 +68,7 @@ def _others(results: Sequence[LocalizationResult]) -> str:
     rows = [
         [
             result.name,
-            _cell(auroc := mean_over_seeds(result.aurocs, result.auroc_resamples), 3),
+            (auroc := mean_over_seeds(result.aurocs, result.auroc_resamples)).cell(),
             number(auroc.sd),
             number(float(result.pointing.mean()), 2),
             number(float(result.false_positives["iou"][:, :, at].mean()), 2),
@@ -77,14 +78,10 @@ def _others(results: Sequence[LocalizationResult]) -> str:
     return markdown(head, rows)
 
 
-def _cell(mean: SeedMean, digits: int = 2) -> str:
-    return interval(mean.value, mean.low, mean.high, digits)
-
-
 def gains_table(gains: Mapping[str, SeedMean], result: str, baseline: str, threshold: float = 0.3) -> str:
     """Markdown: the gains of `studies.localization.gains`."""
     titles = {name: _GAINS[name.partition("_")[0]].format("IoU", f"{threshold:.1f}") for name in gains}
-    rows = [[titles[name], _cell(gain, 3), number(gain.sd)] for name, gain in gains.items()]
+    rows = [[titles[name], gain.cell(), number(gain.sd)] for name, gain in gains.items()]
     return markdown(["", f"{result} minus {baseline} (95 %)", "SD of seeds"], rows)
 
 

@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.benchmarks.studies.localization import SeedMean, mean_over_seeds
+from cxr.metrics.bootstrap import ENDS
+from cxr.reporting.tables import interval
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """A mean over seeds, its 95 % interval over resampled patients and seeds, and the SD of the seeds."""
+
+    value: float
+    low: float
+    high: float
+    sd: float
+
+    def cell(self, digits: int = 3) -> str:
+        """The mean with its interval, for a table."""
+        return interval(self.value, self.low, self.high, digits)
+
+    def named(self, name: str) -> dict[str, float]:
+        """NAME, NAME_low, NAME_high and NAME_sd."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high, f"{name}_sd": self.sd}
+
+
+def mean_over_seeds(values_S: np.ndarray, resamples_SR: np.ndarray, seed: int = 0) -> SeedMean:
+    """The mean over seeds; the interval resamples both seeds and patients."""
+    seeds, resamples = resamples_SR.shape
+    chosen = np.random.default_rng(seed).integers(seeds, size=resamples_SR.shape)
+    means = resamples_SR[chosen, np.arange(resamples)].mean(0)
+    finite = means[np.isfinite(means)]
+    low, high = np.quantile(finite, ENDS) if len(finite) else (math.nan, math.nan)
+    sd = float(values_S.std(ddof=1)) if seeds > 1 else math.nan
+    return SeedMean(float(values_S.mean()), float(low), float(high), sd)
+
+
+def finite(means: Mapping[str, SeedMean]) -> dict[str, float]:
+    """The metrics `SeedMean.named` of all means, without NaN."""
+    values = {key: value for name, mean in means.items() for key, value in mean.named(name).items()}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 @dataclass(frozen=True)
