@@ -42,10 +42,10 @@ def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
     return replace(options, archive=(uri,))
 
 
-def phantoms_with_boxes(options: ArchiveOptions, out: str) -> ArchiveOptions:
+def phantoms_with_boxes(options: ArchiveOptions, out: str, findings: Sequence[str] = BOXED) -> ArchiveOptions:
     """The given archive, or one of phantoms in OUT/phantoms, generated once, of which most have large and small
     findings."""
     if options.archive:
         return options
     size = max(256, options.stored_size)
-    return replace(options, archive=(phantom_archive(out, options.phantoms, size, BOXED, prevalence=0.7),))
+    return replace(options, archive=(phantom_archive(out, options.phantoms, size, findings, prevalence=0.7),))

@@ -13,22 +13,16 @@ from cxr.benchmarks.studies import aligned_classification as study
 from cxr.benchmarks.studies import classifiers, ecc_crop
 from cxr.benchmarks.studies.aligned_classification import ALIGNED, ECC, INITIAL, ArchiveResult
 from cxr.benchmarks.studies.ecc_crop import EccCrop
-from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions, TrainOptions
+from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import BOXED, phantom_archive
-from cxr.cli.plans import say_plan
-from cxr.cli.study_networks import networks_record, scored
-from cxr.cli.training_jobs import connect, demo_aligner_checkpoint, ensure_shards, resolve_environment
+from cxr.cli.study_networks import begin, networks_record, scored_labels, write_files
+from cxr.cli.training_jobs import demo_aligner_checkpoint, ensure_shards, resolve_environment
 from cxr.data import ingest, shards
 from cxr.errors import UserError
-from cxr.evaluation.classification_data import known_labels
-from cxr.evaluation.ground_truth import read_truth
 from cxr.families.classify import ClassifyRecipe
 from cxr.imaging.geometry import fit
 from cxr.imaging.image import to_bits
-from cxr.reporting import figures
 from cxr.schema import PixelFormat
-from cxr.sources.options import ALL_IMAGES
 from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained, train_all
 
@@ -51,13 +45,9 @@ def run_study(
         UserError: an archive that cannot be aligned from its originals, and other mistakes in the input.
     """
     _check(recipe, archive, poses, seeds)
-    archive = archive.with_headers(out)
-    inputs = check_inputs(recipe, archive, out)
-    out = inputs.out
-    connect(out, archive, run)
+    networks = (1 if archive.archive else len(poses)) * len(study.VARIANTS) * seeds
+    archive, out = begin(recipe, archive, run, out, networks)
     archives = {ARCHIVE: archive} if archive.archive else phantoms(archive, poses, out)
-    members = len(archives) * len(study.VARIANTS) * seeds
-    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=members), inputs.images)
     recipe = resolve_environment(recipe, out, run)
     aligner = recipe.aligner or demo_aligner_checkpoint([*archives.values()][-1].uris[0], out)
     initial, aligned = recipe.replace(aligner=""), recipe.replace(aligner=storage.normalize(aligner))
@@ -133,9 +123,7 @@ def training_images(data: str, size: int) -> np.ndarray:
 
 def evaluated(name: str, trained: Sequence[Trained], data: Mapping[str, str]) -> ArchiveResult:
     """The results of an archive's variants: the cluster scores the test images with each network."""
-    truth = known_labels(read_truth(data[INITIAL], ALL_IMAGES, "test", [schema.PATIENT_ID, schema.LABELS]))
-    runs = {variant: [scored(of, data[variant]) for of in trained if of.name == variant] for variant in data}
-    scores = classifiers.joined(runs, truth)
+    scores = scored_labels(trained, data)
     images = scores[INITIAL][0]
     return ArchiveResult(
         archive=name,
@@ -151,8 +139,5 @@ def write(results: Sequence[ArchiveResult], seeds: int, out: str) -> dict[str, A
     """Print the table; write table.md, variants.csv and auroc.png into `out`; metrics and URIs."""
     page = study.page(results, seeds)
     print(page, flush=True)
-    storage.write_text(storage.join(out, "table.md"), page)
-    storage.write_text(storage.join(out, "variants.csv"), study.csv(results))
-    picture = figures.save_figure(study.picture(results), out, "auroc.png")
-    print(f"picture: {picture}", flush=True)
-    return {"metrics": study.metrics(results), "table": storage.join(out, "variants.csv"), "pictures": [picture]}
+    files = write_files(out, page, ("variants.csv", study.csv(results)), ("auroc.png", study.picture(results)))
+    return {"metrics": study.metrics(results), **files}

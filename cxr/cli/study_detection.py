@@ -13,12 +13,10 @@ from cxr.benchmarks.studies import detection, detection_report, ensemble
 from cxr.benchmarks.studies.detection import DetectionResult, Detections
 from cxr.cli import preprocessing_variants as preprocessing
 from cxr.cli.ensembles import score_seeds
-from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions, TrainOptions
+from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import phantoms_with_boxes
-from cxr.cli.plans import say_plan
-from cxr.cli.study_networks import networks_record
-from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
+from cxr.cli.study_networks import begin, networks_record, write_files
+from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.data import shard_index, shards
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth
@@ -28,7 +26,6 @@ from cxr.families.classify import ClassifyRecipe
 from cxr.families.detect import DetectRecipe
 from cxr.families.presets import preset
 from cxr.metrics.classification.ranking import auroc
-from cxr.reporting import figures
 from cxr.reporting.tables import csv_text
 from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
@@ -63,12 +60,7 @@ def run_study(
     if members < 1:
         raise UserError(f"--members: expected 1 or more, got {members}: correct it")
     preprocessing.check_variants(variants, archive, lungs)
-    archive = archive.with_headers(out)
-    inputs = check_inputs(recipe, archive, out)
-    out = inputs.out
-    connect(out, archive, run)
-    count = members * (1 + len(variants))
-    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=count), inputs.images)
+    archive, out = begin(recipe, archive, run, out, members * (1 + len(variants)))
     archive = phantoms_with_boxes(archive, out)
     resolved = resolve_environment(recipe, out, run)
     recipes = preprocessing.variants(variants, resolved, archive, lungs, out)
@@ -160,12 +152,6 @@ def summarize(detections: Detections, split: Split, members: int, area: float | 
 def write(results: Sequence[DetectionResult], summary: str, out: str) -> dict[str, Any]:
     """Print the tables; write table.md, results.csv and map.png into `out`; metrics and URIs."""
     print(f"{detection_report.tables(results)}\n{summary}", flush=True)
-    storage.write_text(storage.join(out, "table.md"), detection_report.page(results, summary))
-    storage.write_text(storage.join(out, "results.csv"), detection_report.csv(results))
-    picture = figures.save_figure(detection_report.picture(results), out, "map.png")
-    print(f"picture: {picture}", flush=True)
-    return {
-        "metrics": detection.metrics(results),
-        "table": storage.join(out, "results.csv"),
-        "pictures": [picture],
-    }
+    rows, picture = detection_report.csv(results), detection_report.picture(results)
+    files = write_files(out, detection_report.page(results, summary), ("results.csv", rows), ("map.png", picture))
+    return {"metrics": detection.metrics(results), **files}

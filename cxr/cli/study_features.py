@@ -6,25 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from cxr import storage
-from cxr.benchmarks.studies import classifiers, ensemble
-from cxr.benchmarks.studies.seed_results import SeedResults
+from cxr.benchmarks.studies import classifiers
 from cxr.cli.ensembles import score_all
 from cxr.cli.head_jobs import CHECKPOINT, head_recipe, train_head_job
-from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions, TrainOptions
+from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import phantoms_with_boxes
-from cxr.cli.plans import say_plan
-from cxr.cli.study_networks import networks_record
-from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
+from cxr.cli.study_networks import begin, labeled_images, networks_record, write_classifiers
+from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
-from cxr.evaluation.classification_data import LabelTruth
 from cxr.evaluation.run import Run, Split, read_run
 from cxr.families import checkpoint_files
 from cxr.families.classify import ClassifyRecipe
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel
 from cxr.inference.score import score
-from cxr.reporting import figures
 from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained, train_all
 from cxr.wording import counted
@@ -50,24 +45,17 @@ def run_study(
     """
     if len(set(backbones)) < 2 or seeds < 1 or archive.stream:
         raise UserError("expected 2 or more different --backbones, 1 or more --seeds, and no --stream: correct them")
-    archive = archive.with_headers(out)
-    inputs = check_inputs(recipe, archive, out)
-    out = inputs.out
-    connect(out, archive, run)
-    count = seeds * len(backbones)
-    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=count), inputs.images)
+    archive, out = begin(recipe, archive, run, out, seeds * len(backbones))
     recipes = {name: resolve_environment(recipe.replace(backbone=name), out, run) for name in backbones}
     named = {_folder(name): of for name, of in recipes.items()}
     data = ensure_shards(phantoms_with_boxes(archive, out), out, recipe)
-    held_out = ensemble.held_out(data, recipe)
-    if held_out is None or not isinstance(held_out.truth, LabelTruth):
-        raise UserError(f"{data}: no test or validation image has labels: give an archive that has some")
+    split, truth = labeled_images(data, recipe)
     trained = train_all(named, range(seeds), data, out, run)
     runs: dict[str, list[Run]] = {name: [] for name in (*named, FUSED)}
     for seed in range(seeds):
-        for name, of in _scored(trained, seed, data, held_out.split, storage.join(out, f"fused-{seed}")).items():
+        for name, of in _scored(trained, seed, data, split, storage.join(out, f"fused-{seed}")).items():
             runs[name].append(of)
-    scores = classifiers.joined(runs, held_out.truth)
+    scores = classifiers.joined(runs, truth)
     alone = [scores[name] for name in named]
     means = [classifiers.averaged(of_seed) for of_seed in zip(*alone, strict=True)]
     results = [
@@ -75,9 +63,9 @@ def run_study(
         classifiers.result(FUSED, scores[FUSED]),
         *(classifiers.result(f"{name} alone", of) for name, of in zip(backbones, alone, strict=True)),
     ]
-    images = counted(len(means[0].rows), f"{held_out.split} image")
+    images = counted(len(means[0].rows), f"{split} image")
     summary = f"{images}, {counted(len(means[0].findings), 'finding')}, {counted(seeds, 'seed')}."
-    return {**networks_record(trained, named, data), **_written(results, summary, out)}
+    return {**networks_record(trained, named, data), **write_classifiers(results, "classifier", summary, out)}
 
 
 def _folder(backbone: str) -> str:
@@ -97,18 +85,3 @@ def _scored(trained: Sequence[Trained], seed: int, data: str, split: Split, out:
         train_head_job(recipe, [embedded], ArchiveOptions(archive=(data,)), head)
     (fused,) = score_all({"fused": storage.join(head, CHECKPOINT)}, data, split, storage.join(out, "scored")).values()
     return {FUSED: fused, **{network.name: read_run(embedded, network.name) for network in own}}
-
-
-def _written(results: Sequence[SeedResults], summary: str, out: str) -> dict[str, Any]:
-    """Print the table; write table.md, results.csv and auroc.png into `out`; metrics and URIs."""
-    text = classifiers.table(results, "classifier")
-    print(f"{text}{summary}", flush=True)
-    storage.write_text(storage.join(out, "table.md"), f"{text}\n{summary}\n\n{classifiers.LEGEND}")
-    storage.write_text(storage.join(out, "results.csv"), classifiers.csv(results))
-    picture = figures.save_figure(classifiers.picture(results), out, "auroc.png")
-    print(f"picture: {picture}", flush=True)
-    return {
-        "metrics": classifiers.metrics(results),
-        "table": storage.join(out, "results.csv"),
-        "pictures": [picture],
-    }

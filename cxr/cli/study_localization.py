@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from cxr import storage
 from cxr.benchmarks.studies import localization, localization_report
 from cxr.benchmarks.studies.localization import Evaluated
-from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions, TrainOptions
-from cxr.cli.plans import say_plan
-from cxr.cli.study_networks import networks_record, scored
-from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.phantoms import phantoms_with_boxes
+from cxr.cli.study_networks import begin, networks_record, scored, write_files
+from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
 from cxr.evaluation.detection_data import named as boxed_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.run import ReportOptions
 from cxr.families.localize import LocalizeRecipe
 from cxr.metrics.bootstrap import RESAMPLES
-from cxr.phantom.archive import write_phantom
-from cxr.reporting import figures
-from cxr.sources import chestxray14
 from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 from cxr.wording import counted
@@ -41,7 +35,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     },
 }
 FINDINGS = ("Cardiomegaly", "Mass", "Nodule")  # of the phantoms: large, smaller, small
-PREVALENCE = 0.7
 
 
 def run_study(
@@ -64,14 +57,9 @@ def run_study(
         raise UserError(
             "networks are evaluated on shards, with at least 1 seed: omit --stream, and give --seeds 1 or more"
         )
-    archive = archive.with_headers(out)
-    inputs = check_inputs(recipe, archive, out)
-    out = inputs.out
-    connect(out, archive, run)
-    members = len(chosen) * seeds
-    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=members), inputs.images)
+    archive, out = begin(recipe, archive, run, out, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
-    data = ensure_shards(phantoms(archive, out), out, recipe)
+    data = ensure_shards(phantoms_with_boxes(archive, out, FINDINGS), out, recipe)
     truth = known_boxes(data, ReportOptions(split="test"))
     if not boxed_findings(truth) & {*truth.labels.findings}:
         raise UserError(
@@ -97,18 +85,6 @@ def named(names: Sequence[str], recipe: LocalizeRecipe) -> dict[str, LocalizeRec
     return {name: recipe.replace(**VARIANTS[name]) for name in names}
 
 
-def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
-    """The given archive, or one of phantoms with small and large findings in OUT/phantoms, generated once."""
-    if options.archive:
-        return options
-    uri = storage.join(storage.normalize(out), "phantoms")
-    if not chestxray14.detect(uri):
-        print(f"no --archive given: generating {options.phantoms} phantom X-rays in {uri}", flush=True)
-        size = max(256, options.stored_size)
-        write_phantom(uri, options.phantoms, size=size, findings=FINDINGS, prevalence=PREVALENCE)
-    return replace(options, archive=(uri,))
-
-
 def write(
     results: Sequence[localization.LocalizationResult], network: Evaluated, truth: BoxTruth, seeds: int, out: str
 ) -> dict[str, Any]:
@@ -126,10 +102,9 @@ def write(
     images = counted(test_images, "test image")
     summary = f"{images}, of these with a box: {boxed}; {counted(seeds, 'seed')}."
     print(f"{localization_report.tables(shown)}{gained}{summary}", flush=True)
-    storage.write_text(storage.join(out, "table.md"), localization_report.page(shown, gained, summary, RESAMPLES))
-    storage.write_text(storage.join(out, "networks.csv"), localization_report.csv(shown))
-    picture = figures.save_figure(localization_report.picture(shown), out, "accuracy.png")
-    print(f"picture: {picture}", flush=True)
+    page, rows = localization_report.page(shown, gained, summary, RESAMPLES), localization_report.csv(shown)
+    picture = localization_report.picture(shown)
+    files = write_files(out, page, ("networks.csv", rows), ("accuracy.png", picture))
     metrics = {"images": float(test_images), **{f"pairs/{name}": float(n) for name, n in counts.items()}}
     metrics |= localization.metrics(shown, gains)
-    return {"metrics": metrics, "table": storage.join(out, "networks.csv"), "pictures": [picture]}
+    return {"metrics": metrics, **files}

@@ -7,14 +7,11 @@ from typing import Any
 
 import torch
 
-from cxr import storage
 from cxr.benchmarks.studies import segmentation, segmentation_report
-from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions, TrainOptions
+from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import siim_phantoms
-from cxr.cli.plans import say_plan
-from cxr.cli.study_networks import networks_record, scored
-from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
+from cxr.cli.study_networks import begin, networks_record, scored, write_files
+from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
@@ -23,7 +20,6 @@ from cxr.evaluation.segmentation_data import evaluate, load_scores
 from cxr.families import checkpoint
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.models.fcn import FCN_BACKBONES
-from cxr.reporting import figures
 from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 
@@ -61,12 +57,7 @@ def run_study(
     chosen = named(networks, recipe)
     if archive.stream:
         raise UserError("all networks are evaluated on the same shards: omit --stream")
-    archive = archive.with_headers(out)
-    inputs = check_inputs(recipe, archive, out)
-    out = inputs.out
-    connect(out, archive, run)
-    members = len(chosen) * seeds
-    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=members), inputs.images)
+    archive, out = begin(recipe, archive, run, out, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(siim_phantoms(archive, out), out, recipe)
     truth = known_masks(data, ReportOptions(split="test"), recipe.mask_label)
@@ -116,8 +107,5 @@ def write(
     timed = f"Forward passes are of one image of {recipe.size} px, {hardware}, float32, the median of several."
     print(f"{segmentation_report.table(results)}{summary}", flush=True)
     page = segmentation_report.page(results, summary, timed, cut=not recipe.fully_connected)
-    storage.write_text(storage.join(out, "table.md"), page)
-    storage.write_text(storage.join(out, "networks.csv"), segmentation_report.csv(results))
-    picture = figures.save_figure(segmentation_report.picture(results), out, "dice.png")
-    print(f"picture: {picture}", flush=True)
-    return {"table": storage.join(out, "networks.csv"), "pictures": [picture]}
+    rows, picture = segmentation_report.csv(results), segmentation_report.picture(results)
+    return write_files(out, page, ("networks.csv", rows), ("dice.png", picture))

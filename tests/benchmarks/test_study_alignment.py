@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,16 @@ from cxr.benchmarks.studies.ecc_crop import EccCrop
 from cxr.cli import study_alignment as study
 from cxr.cli.commands.benchmark_alignment import Options, main
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.plans import Capacity
 from cxr.data import ingest, shards
 from cxr.data.manifest_files import StoredPart
 from cxr.errors import UserError
 from cxr.evaluation.classification_data import LabeledScores
-from cxr.families import checkpoint
-from cxr.families.base import Recipe
 from cxr.families.classify import ClassifyRecipe
 from cxr.metrics.alignment import corner_distance
 from cxr.phantom.archive import make_exams
 from cxr.runtime import cluster
-from cxr.training.options import RunOptions
-from cxr.training.sweep import Trained
 from tests.aligners import fixed_aligner
+from tests.benchmarks.study_jobs import untrained, without_cluster
 from tests.inference.scored_here import without_ray  # noqa: F401
 from tests.made_shards import write_shards
 
@@ -106,19 +102,6 @@ def test_the_tables_compare_each_variant_with_initial_images(compared: ArchiveRe
 # ---- The job
 
 
-def untrained(
-    recipes: Mapping[str, Recipe], seeds: Sequence[int], data: Mapping[str, str], out: str, run: RunOptions
-) -> list[Trained]:
-    """Untrained networks in the places of trained ones."""
-    made = [(name, seed, f"{out}/{name}/seed-{seed}/checkpoint") for name in recipes for seed in seeds]
-    for name, seed, folder in made:
-        torch.manual_seed(seed)
-        task = recipes[name].task(recipes[name].network(schema.FINDINGS))
-        weights = task.network.state_dict()
-        checkpoint.save(Path(folder), recipes[name], task, weights, findings=schema.FINDINGS, metrics={})
-    return [Trained(*result) for result in made]
-
-
 @pytest.fixture
 def without_training(monkeypatch: pytest.MonkeyPatch, without_ray: None) -> None:  # noqa: F811
     def serial(parts: Sequence[StoredPart], make: Any, args: Sequence[Any] = ()) -> list[dict[str, Any]]:
@@ -127,9 +110,8 @@ def without_training(monkeypatch: pytest.MonkeyPatch, without_ray: None) -> None
 
     monkeypatch.setattr(ingest, "map_parts", serial)
     monkeypatch.setattr(cluster, "check_shared", lambda uri: None)
-    monkeypatch.setattr(study, "train_all", untrained)
-    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
-    monkeypatch.setattr(study, "connect", lambda *_: None)
+    monkeypatch.setattr(study, "train_all", untrained(schema.FINDINGS))
+    without_cluster(monkeypatch)
 
 
 @pytest.mark.usefixtures("without_training")

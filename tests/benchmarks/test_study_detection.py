@@ -20,14 +20,12 @@ from cxr.cli import preprocessing_variants as preprocessing
 from cxr.cli import study_detection as study
 from cxr.cli.commands import COMMANDS
 from cxr.cli.commands.benchmark_detection import Options, main
-from cxr.cli.inputs import Inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.plans import Capacity
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.run import ReportOptions, Run, read_run
 from cxr.families.detect import DetectRecipe
-from cxr.training.sweep import Trained
+from tests.benchmarks.study_jobs import only_named, without_checks
 from tests.made_shards import write_shards
 from tests.written_runs import write_scored
 
@@ -195,15 +193,9 @@ def test_the_preset_sets_the_networks_and_the_study(capsys: pytest.CaptureFixtur
 def test_the_job_compares_all_networks(
     made: str, runs: dict[str, list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
-    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
-    monkeypatch.setattr(study, "connect", lambda *_: None)
+    without_checks(monkeypatch)
     monkeypatch.setattr(preprocessing, "shards_of_each", lambda recipes, *_: dict.fromkeys(recipes, made))
-    monkeypatch.setattr(
-        study,
-        "train_all",
-        lambda recipes, seeds, *_: [Trained(name, seed, f"{name}/{seed}") for name in recipes for seed in seeds],
-    )
+    monkeypatch.setattr(study, "train_all", only_named)
     monkeypatch.setattr(study, "score_seeds", lambda trained, name, *_: runs[name])
     normal = np.full(IMAGES, 0.5), {"auroc": 0.5}
     monkeypatch.setattr(study, "filter_normal", lambda *_: normal)

@@ -9,13 +9,12 @@ import pytest
 
 from cxr.cli import study_features as study
 from cxr.cli.commands.benchmark_features import Options, main
-from cxr.cli.inputs import Inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.plans import Capacity
 from cxr.errors import UserError
 from cxr.evaluation.run import Run
 from cxr.families.classify import ClassifyRecipe
 from cxr.training.sweep import Trained
+from tests.benchmarks.study_jobs import only_named, without_checks
 from tests.benchmarks.test_study_preprocessing import FINDINGS, classifier, known
 from tests.made_shards import write_shards
 
@@ -29,15 +28,9 @@ def test_backbones_are_compared_with_their_mean_and_with_fused_features(
         noise = {"small": 0.2, "timm-resnet18": 0.2, study.FUSED: 0.01}
         return {name: classifier(tmp_path / name / f"{seed}", of, seed + len(name)) for name, of in noise.items()}
 
-    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
-    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
-    monkeypatch.setattr(study, "connect", lambda *_: None)
+    without_checks(monkeypatch)
     monkeypatch.setattr(study, "resolve_environment", lambda recipe, *_: recipe)
-    monkeypatch.setattr(
-        study,
-        "train_all",
-        lambda recipes, seeds, *_: [Trained(name, seed, f"{name}/{seed}") for name in recipes for seed in seeds],
-    )
+    monkeypatch.setattr(study, "train_all", only_named)
     monkeypatch.setattr(study, "_scored", scored)
     options = Options(
         out=str(tmp_path / "out"),

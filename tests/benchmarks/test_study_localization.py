@@ -6,14 +6,13 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from cxr import schema
 from cxr.benchmarks.studies import localization, localization_report
@@ -22,19 +21,15 @@ from cxr.benchmarks.studies.seed_results import SeedMean
 from cxr.cli import study_localization as study
 from cxr.cli.commands import phantom as phantom_command
 from cxr.cli.commands.benchmark_localization import Options, main
-from cxr.cli.inputs import Inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.plans import Capacity
-from cxr.cli.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, named, phantoms
+from cxr.cli.phantoms import phantoms_with_boxes
+from cxr.cli.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, named
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.run import ReportOptions, Run, read_run
-from cxr.families import checkpoint
-from cxr.families.base import Recipe
 from cxr.families.localize import LocalizeRecipe
 from cxr.metrics.localization import locate
-from cxr.training.options import RunOptions
-from cxr.training.sweep import Trained
+from tests.benchmarks.study_jobs import untrained, without_checks
 from tests.inference.scored_here import without_ray  # noqa: F401
 from tests.made_shards import write_shards
 from tests.written_runs import write_scored
@@ -190,31 +185,16 @@ def test_variants_differ() -> None:
 
 
 def test_phantoms_show_small_and_large_findings(tmp_path: Path) -> None:
-    options = phantoms(ArchiveOptions(phantoms=8, stored_size=64), str(tmp_path))
+    options = phantoms_with_boxes(ArchiveOptions(phantoms=8, stored_size=64), str(tmp_path), FINDINGS)
     lines = (Path(options.archive[0]) / "BBox_List_2017.csv").read_text().splitlines()[1:]
     assert {line.split(",")[1] for line in lines} <= set(FINDINGS)
     assert len(lines) > 3
 
 
-def untrained(
-    recipes: Mapping[str, Recipe], seeds: Sequence[int], archive: str, out: str, run: RunOptions
-) -> list[Trained]:
-    """Untrained networks in the places of trained ones."""
-    made = [(name, seed, f"{out}/{name}/seed-{seed}/checkpoint") for name in recipes for seed in seeds]
-    for name, seed, folder in made:
-        torch.manual_seed(seed)
-        task = recipes[name].task(recipes[name].network(schema.FINDINGS))
-        weights = task.network.state_dict()
-        checkpoint.save(Path(folder), recipes[name], task, weights, findings=schema.FINDINGS, metrics={})
-    return [Trained(*result) for result in made]
-
-
 @pytest.fixture
 def without_training(monkeypatch: pytest.MonkeyPatch, without_ray: None) -> None:  # noqa: F811
-    monkeypatch.setattr(study, "train_all", untrained)
-    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
-    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
-    monkeypatch.setattr(study, "connect", lambda *_: None)
+    monkeypatch.setattr(study, "train_all", untrained(schema.FINDINGS))
+    without_checks(monkeypatch)
 
 
 @pytest.mark.usefixtures("without_training")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +18,16 @@ from cxr import schema
 from cxr.benchmarks.studies import segmentation, segmentation_report
 from cxr.cli import study_pneumothorax as study
 from cxr.cli.commands.benchmark_pneumothorax import Options, main
-from cxr.cli.inputs import Inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.plans import Capacity
 from cxr.cli.study_pneumothorax import NETWORKS, named
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import known_masks
 from cxr.evaluation.run import ReportOptions
 from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, evaluate
-from cxr.families import checkpoint
-from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.sources import rle
-from cxr.training.options import RunOptions
-from cxr.training.sweep import Trained
+from tests.benchmarks.study_jobs import untrained, without_checks
 from tests.inference.scored_here import without_ray  # noqa: F401
 from tests.made_shards import write_shards
 
@@ -135,25 +130,10 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
     assert not Path(out).exists()
 
 
-def untrained(
-    recipes: Mapping[str, Recipe], seeds: Sequence[int], archive: str, out: str, run: RunOptions
-) -> list[Trained]:
-    """Untrained networks in place of trained ones."""
-    made = [(name, seed, f"{out}/{name}/seed-{seed}/checkpoint") for name in recipes for seed in seeds]
-    for name, seed, folder in made:
-        torch.manual_seed(seed)
-        task = recipes[name].task(recipes[name].network(()))
-        weights = task.network.state_dict()
-        checkpoint.save(Path(folder), recipes[name], task, weights, findings=(), metrics={})
-    return [Trained(*result) for result in made]
-
-
 @pytest.mark.usefixtures("without_ray")
 def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "train_all", untrained)
-    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
-    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
-    monkeypatch.setattr(study, "connect", lambda *_: None)
+    monkeypatch.setattr(study, "train_all", untrained(()))
+    without_checks(monkeypatch)
     data = ArchiveOptions(archive=(shards,))
     result = main(Options(out=str(tmp_path), networks=("small_unet",), seeds=2, data=data, recipe=RECIPE))
     assert list(result["checkpoints"]) == [f"small_unet, seed {seed}" for seed in (0, 1)]
@@ -172,9 +152,7 @@ def test_shards_without_masks_are_rejected_before_training(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "train_all", lambda *_: pytest.fail("the networks are trained"))
-    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
-    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
-    monkeypatch.setattr(study, "connect", lambda *_: None)
+    without_checks(monkeypatch)
     monkeypatch.setattr(PneumothoraxRecipe, "mask_label", schema.LUNGS)
     data = ArchiveOptions(archive=(shards,))
     with pytest.raises(UserError, match="none of the 12 images in its test split has a known mask of Lungs"):

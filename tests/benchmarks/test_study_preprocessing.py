@@ -18,16 +18,14 @@ from cxr.benchmarks.studies.seed_results import SeedResults
 from cxr.cli import preprocessing_variants as preprocessing
 from cxr.cli import study_preprocessing as study
 from cxr.cli.commands.benchmark_preprocessing import Options, main
-from cxr.cli.inputs import Inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.plans import Capacity
 from cxr.errors import UserError
 from cxr.evaluation.classification_data import LabelTruth, known_labels
 from cxr.evaluation.ground_truth import read_truth
 from cxr.evaluation.run import Run, read_run
 from cxr.families.classify import ClassifyRecipe
 from cxr.sources.options import ALL_IMAGES
-from cxr.training.sweep import Trained
+from tests.benchmarks.study_jobs import only_named, without_checks
 from tests.made_shards import write_shards
 from tests.written_runs import write_scored
 
@@ -110,15 +108,9 @@ def test_each_variant_changes_one_step() -> None:
 def test_the_job_compares_all_networks(
     made: str, runs: dict[str, list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
-    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
-    monkeypatch.setattr(study, "connect", lambda *_: None)
+    without_checks(monkeypatch)
     monkeypatch.setattr(preprocessing, "shards_of_each", lambda recipes, *_: dict.fromkeys(recipes, made))
-    monkeypatch.setattr(
-        study,
-        "train_all",
-        lambda recipes, seeds, *_: [Trained(name, seed, f"{name}/{seed}") for name in recipes for seed in seeds],
-    )
+    monkeypatch.setattr(study, "train_all", only_named)
     monkeypatch.setattr(study, "score_seeds", lambda trained, name, *_: runs[name])
     data = ArchiveOptions(archive=(str(tmp_path),))
     result = main(Options(out=str(tmp_path), seeds=2, preprocessing=("clahe",), data=data))
