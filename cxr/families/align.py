@@ -27,7 +27,7 @@ from cxr.augment.affine_exposure import random_affine, random_exposure
 from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
 from cxr.families import lung_pretraining, optimizers
-from cxr.families.align_target import feature_network, lung_crops, lung_network, read_target
+from cxr.families.align_target import feature_network, lung_crops, read_target
 from cxr.families.base import Batches, Communicator, Recipe, Stage, Task, one_of, unit_pixels
 from cxr.families.capabilities import AdamWWithCosine
 from cxr.families.lung_pretraining import SHIPPED, LungTraining
@@ -400,8 +400,9 @@ class AlignTask(Task):
         if self.strategy == "saved":
             self.lung_target = self._lung_fields(self.target)
             return
-        by_lungs = self.strategy == "lung_crops"
-        lung_field = lung_network(recipe.lung_pretrained, self.target.device) if by_lungs else None
+        lung_field = None
+        if self.strategy == "lung_crops":
+            lung_field = lung_pretraining.load_network(recipe.lung_pretrained).to(self.target.device)
         image, lungs, features = Mean(), Mean(), [Mean() for _ in self.feature_targets]
         with torch.no_grad():
             for batch in batches():

@@ -32,13 +32,6 @@ def read_target(uri: str) -> Tensor:
     return target
 
 
-def lung_network(source: str, device: torch.device) -> LungField:
-    """The frozen lung network whose weights are at `source`; see `lung_pretraining.load_weights`."""
-    network = LungField()
-    network.load_state_dict(lung_pretraining.load_weights(source))
-    return network.to(device).requires_grad_(False).eval()
-
-
 @torch.no_grad()
 def lung_crops(lungs: LungField, x_B1HH: Tensor) -> Tensor:
     """Transforms (B, 2, 3) that crop square images in [0, 1] to the square around their lungs, with `MARGIN`.

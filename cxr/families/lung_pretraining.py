@@ -113,6 +113,13 @@ def load_weights(source: str) -> dict[str, Tensor]:
     return dict(match_weights(pretrained.from_uri(source)).state)
 
 
+def load_network(source: str) -> LungField:
+    """The frozen lung network with the weights of `load_weights`, on the CPU."""
+    network = LungField()
+    network.load_state_dict(load_weights(source))
+    return network.requires_grad_(False).eval()
+
+
 def match_weights(state: Mapping[str, Tensor]) -> Fit:
     """The lung network's part of a state dict, which may be that of a larger network, such as an aligner's.
 

@@ -46,6 +46,11 @@ def aligned_frame(theta_23: np.ndarray, square: ResizeTransform, size: int, reas
         size: height and width of that square in pixels.
         reason: see `AlignedFrame`.
     """
-    to_units = ResizeTransform(2, 2, -1, -1)
-    to_pixels = ResizeTransform(size / 2, size / 2, size / 2, size / 2)
-    return AlignedFrame(to_units.then(ResizeTransform.from_matrix(theta_23)).then(to_pixels).then(square), reason)
+    theta = ResizeTransform.from_matrix(theta_23)
+    return AlignedFrame(from_units(1).inverse().then(theta).then(from_units(size)).then(square), reason)
+
+
+def from_units(size: int) -> ResizeTransform:
+    """From coordinates between −1 and 1, as `F.affine_grid` counts, to the pixels of a square of this size."""
+    half = size / 2
+    return ResizeTransform(half, half, half, half)

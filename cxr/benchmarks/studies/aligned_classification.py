@@ -24,11 +24,11 @@ from cxr.data import shards
 from cxr.data.batch import NO_MASK, to_columns, to_tensors
 from cxr.data.decode import WHOLE
 from cxr.families import lung_pretraining
+from cxr.imaging.aligned_frame import from_units
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.alignment import off_diagonal_mean
 from cxr.metrics.bootstrap import MeanInterval
 from cxr.models.backbones import normalize_contrast
-from cxr.models.small_unet import LungField
 from cxr.reporting.forest import ForestLine, forest_figure
 from cxr.reporting.tables import csv_text, markdown, number
 from cxr.wording import counted
@@ -105,8 +105,7 @@ def lung_overlap(data: Mapping[str, str]) -> dict[str, float]:
 @torch.inference_mode()
 def predicted_lungs(pixels_BHW: Tensor) -> Tensor:
     """Bool masks (B, H, W) of the lungs in uint8 images, by the network shipped with this package."""
-    network = LungField().eval()
-    network.load_state_dict(lung_pretraining.load_weights(lung_pretraining.SHIPPED))
+    network = lung_pretraining.load_network(lung_pretraining.SHIPPED)
     masks = []
     for part in pixels_BHW.split(32):
         x = part[:, None].float() / 255
@@ -121,7 +120,7 @@ def _transforms(rows: pa.Table) -> list[ResizeTransform]:
 
 def _theta(own: ResizeTransform, whole: ResizeTransform, size: int) -> Tensor:
     """(2, 3) from a variant's square to that of the whole image, both from −1 to 1."""
-    to_pixels = ResizeTransform(size / 2, size / 2, size / 2, size / 2)
+    to_pixels = from_units(size)
     matrix = to_pixels.then(own).then(whole.inverse()).then(to_pixels.inverse()).matrix
     return torch.from_numpy(matrix.astype(np.float32))
 

@@ -56,7 +56,6 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     from cxr.data.batch import best_device  # these import torch, which takes seconds
     from cxr.families import lung_pretraining
-    from cxr.models.small_unet import LungField
 
     out = storage.normalize(options.out)
     training = lung_pretraining.LungTraining(options.sizes, options.phantoms, options.steps, options.seed)
@@ -66,8 +65,8 @@ def main(options: Options) -> dict[str, Any]:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         lung_pretraining.save_weights(network, training, metrics, weights, command)
     else:
-        network, metrics, weights = LungField().eval(), {}, str(lung_pretraining.SHIPPED_FILE)
-        network.load_state_dict(lung_pretraining.load_weights(lung_pretraining.SHIPPED))
+        network, metrics = lung_pretraining.load_network(lung_pretraining.SHIPPED), {}
+        weights = str(lung_pretraining.SHIPPED_FILE)
     print(f"weights: {weights}", flush=True)
     return {"weights": weights, "metrics": metrics | _measure(network, options)}
 
