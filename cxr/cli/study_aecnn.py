@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cxr import storage
 from cxr.benchmarks.studies import aecnn, classifiers, xrays
+from cxr.benchmarks.studies.aecnn import COMPRESSED, RESIZED, WHOLE
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.study_networks import begin, networks_record, scored_labels, write_picture
+from cxr.cli.study_networks import begin, networks_record, scored_labels, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
 from cxr.families import checkpoint, image_crop
@@ -16,7 +16,6 @@ from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 from cxr.wording import counted
 
-COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
 _DECODED = 500  # test images, spread evenly over the split, from which the quality of decoded images is measured
 
 
@@ -52,9 +51,10 @@ def run_study(
     images, patients = len(tested.rows), len(set(tested.patients.tolist()))
     summary = f"{counted(images, 'test image')} of {counted(patients, 'patient')}, {counted(seeds, 'seed')}."
     print(f"{text}{summary}", flush=True)
-    storage.write_text(storage.join(out, "table.md"), f"{text}\n{summary}\n\n{classifiers.LEGEND}")
+    page = f"{text}\n{summary}\n\n{aecnn.LEGEND}\n{classifiers.LEGEND}"
+    picture = classifiers.picture([each.aurocs for each in results])
     return {
         "metrics": {"images": float(images), **aecnn.metrics(results)},
         **networks_record(trained, recipes, data),
-        **write_picture(out, "auroc.png", classifiers.picture([each.aurocs for each in results])),
+        **write_files(out, page, ("results.csv", aecnn.csv(results)), ("auroc.png", picture)),
     }

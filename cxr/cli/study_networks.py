@@ -94,15 +94,11 @@ def write_classifiers(results: Sequence[SeedResults], title: str, summary: str, 
 
 
 def write_files(out: str, page: str, table: tuple[str, str], picture: tuple[str, Figure]) -> dict[str, Any]:
-    """Write table.md, a table and a picture, each with its name, into `out`; their URIs for result.json."""
+    """Write table.md, a table and a picture, each with its name, into `out`, and print the picture's URI; URIs for
+    result.json."""
     storage.write_text(storage.join(out, "table.md"), page)
-    name, rows = table
+    (name, rows), (picture_name, figure) = table, picture
     storage.write_text(storage.join(out, name), rows)
-    return {"table": storage.join(out, name), **write_picture(out, *picture)}
-
-
-def write_picture(out: str, name: str, picture: Figure) -> dict[str, Any]:
-    """Write a picture into `out` and print its URI, which is returned for result.json."""
-    uri = figures.save_figure(picture, out, name)
+    uri = figures.save_figure(figure, out, picture_name)
     print(f"picture: {uri}", flush=True)
-    return {"pictures": [uri]}
+    return {"table": storage.join(out, name), "pictures": [uri]}

@@ -13,10 +13,23 @@ from cxr.families.presets import Preset, presets_help
 
 @dataclass(frozen=True)
 class StudyPreset(Preset):
-    """Settings of a study's networks, and options of the study that go with them."""
+    """Settings in which a study's networks differ from their family's defaults, and options that go with them."""
 
     study: Mapping[str, Any] = field(default_factory=dict)
     """Options of the study itself."""
+
+    @classmethod
+    def of(cls, preset: Preset, description: str, *, study: Mapping[str, Any], cost: str) -> Self:
+        """A study of networks that are trained with the settings of a family's preset.
+
+        Args:
+            description: replaces the preset's.
+            study: options of the study itself.
+            cost: a sentence on how long the study takes, which follows the preset's protocol.
+        """
+        kept = {"settings": preset.settings, "archive": preset.archive, "run": preset.run}
+        protocol = f"{preset.protocol} {cost}"
+        return cls(description, **kept, protocol=protocol, differences=preset.differences, study=study)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +56,7 @@ class StudyOptions:
             raise UserError(f"--preset: expected one of {', '.join(self.PRESETS)}, got {name}")
         preset, options = self.PRESETS[name], vars(self)
         changed = {
-            "recipe": options["recipe"].replace(**preset.settings),
+            "recipe": type(options["recipe"])(**preset.settings),
             "data": replace(options["data"], **preset.archive),
             "run": replace(options["run"], **preset.run),
         }

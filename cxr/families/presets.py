@@ -50,27 +50,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {"size": 64, "epochs": 4, "backbone": "conv3"},
         ),
         "fast": Preset("Smaller images and fewer epochs, for searches on CPUs.", {"size": 96, "epochs": 12}),
-        # The spatial transformer (Jaderberg et al. 2015) as trained for chest X-rays: ResNet-18 with ImageNet
-        # weights, a hidden layer of 256, one transform of five parameters (tx, ty, sx, sy, rotation), images of 320 x
-        # 320 px, aligned images 320 px high and 256 px wide. The loss is the mean of 15 times the squared difference
-        # of the pixels and the squared differences of the features (Johnson et al. 2016) in VGG16's relu2_2 and the
-        # three deeper layers: of five terms, hence weights of 15/5 and 4/5. AdamW, 1e-4, linear decay over 20 epochs.
-        # Unlike there,
-        # - the target is the mean of all training images, not of 1,000; the square around their lungs is found by a
-        #   network trained on phantoms, and sampled with different scales for height and width;
-        # - images are normalized by their local contrast, for the network (there: ImageNet's mean and standard
-        #   deviation), for the loss of the pixels and, scaled to ImageNet's statistics, for VGG16;
-        # - the five parameters are bounded: rotation 30 degrees, scales 1/2 to 2, translation half of the width;
-        # - the loss is computed on the image as stored, sampled once through the product of the augmentation's and
-        #   the predicted transform, so that exposure affects only the network's input, and nothing is blurred twice;
-        # - the augmentation's limits are this family's (15 degrees, zoom 1.25 with a factor for each axis, shift
-        #   10 %, contrast 30 %, brightness 0.1), and it changes every image; the publication's are not known;
-        # - the batch size (16) and the order of height and width of the output are not known either;
-        # - there is no second loss network: a DenseNet-121 trained on X-rays, given by --feature-network densenet121
-        #   --first-feature-layer 1 --feature-layers 3 --feature-pretrained URI, replaces VGG16, and --target features
-        #   is the publication's other target, but of whole images;
-        # - the epoch with the highest correlation of the aligned validation images is kept;
-        # - without ImageNet weights, ResNet-18 starts from random weights, and feature_network=local replaces VGG16.
+        # Jaderberg et al. 2015; the perceptual loss is that of Johnson et al. 2016. Its loss is a mean of five terms.
         "published": Preset(
             "ResNet-18 and a VGG16 perceptual loss, images of 320 px; ImageNet weights if they can be downloaded.",
             {
@@ -100,6 +80,30 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "noise": 0.0,
             },
             archive={"stored_size": 320},
+            protocol="ChestX-ray14, images of 320 x 320 px, aligned images 320 px high and 256 px wide. ResNet-18 "
+            "with ImageNet weights predicts one transform of five parameters. The loss is the mean of 15 times the "
+            "squared difference of the pixels and of the squared differences of features in four layers of VGG16, "
+            "from relu2_2 on. AdamW, 1e-4, linear decay over 20 epochs. Reported: a DenseNet-121 has a mean AUROC of "
+            ".8110 on initial and .8124 on aligned images.",
+            differences=(
+                "the target is the mean of all training images, not of 1,000, each cropped to its lungs by a network "
+                "trained on phantoms, with different scales for height and width",
+                "images are normalized by their local contrast: for the network (instead of ImageNet's mean and "
+                "standard deviation), for the loss of the pixels and, scaled to ImageNet's statistics, for VGG16",
+                "the five parameters are bounded: rotation 30 degrees, scales 1/2 to 2, translation half of the "
+                "width",
+                "the loss is computed on the image as stored, sampled once through the product of the augmentation's "
+                "and the predicted transform, so that exposure affects only the network's input",
+                "the augmentation's limits are this family's (15 degrees, zoom 1.25 with a factor for each axis, "
+                "shift 10 %, contrast 30 %, brightness .1), and it changes every image; the paper's are not known",
+                "the batch size (16) and the order of height and width of the output are not known either",
+                "there is no second loss network: --feature-network densenet121 --first-feature-layer 1 "
+                "--feature-layers 3 --feature-pretrained URI replaces VGG16 with a DenseNet-121 trained on X-rays",
+                "the paper's other target, features of the lung-cropped mean, is --target features, of whole images",
+                "the epoch with the highest correlation of the aligned validation images is kept",
+                "without ImageNet weights, ResNet-18 starts from random weights, and feature_network=local replaces "
+                "VGG16",
+            ),
         ),
     },
     "aecnn": {
@@ -125,8 +129,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
             archive={"stored_size": 1024},
             protocol="ChestX-ray14 with its official test images (25,596); 76,524 images for training and 10,000 for "
-            "validation. Reported: mean AUROC .8241 with DenseNet-201, .8226 with DenseNet-121, .8220 without "
-            "compression, and 35.8 dB on patches.",
+            "validation. Reported: mean AUROC .8241 with DenseNet-201, .8226 with DenseNet-121, .8220 for a "
+            "DenseNet-121 without the codec, and 35.8 dB on patches.",
             differences=(
                 "the codec starts as resizing in one of its 32 channels, not from random weights",
                 "latents are rounded to 8 bits in training, too, and gradients pass through the rounding",
@@ -417,7 +421,9 @@ def presets_help(presets: Mapping[str, Preset]) -> str:
         for text in preset.details():
             below = " " * (width + 4)
             hanging = below + "  " * text.startswith("- ")
-            lines += textwrap.wrap(text, HELP_WIDTH, initial_indent=below, subsequent_indent=hanging)
+            lines += textwrap.wrap(
+                text, HELP_WIDTH, initial_indent=below, subsequent_indent=hanging, break_on_hyphens=False
+            )
     return "\n".join(lines)
 
 

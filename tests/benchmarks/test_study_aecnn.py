@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,25 @@ def test_the_table_and_the_metrics_agree(results: list[aecnn.CompressionResult])
     assert metrics["ae-cnn/psnr"] == results[1].psnr
     assert "uncompressed/psnr" not in metrics
     assert all(map(np.isfinite, metrics.values()))
+
+
+def test_the_csv_file_has_the_figures_of_the_table(results: list[aecnn.CompressionResult]) -> None:
+    rows = list(csv.DictReader(io.StringIO(aecnn.csv(results))))
+    assert [(row["name"], row["finding"]) for row in rows] == [
+        (name, finding) for name in ("uncompressed", "ae-cnn") for finding in ("mean", *FINDINGS)
+    ]
+    compressed = rows[3]
+    assert float(compressed["auroc"]) == pytest.approx(aecnn.metrics(results)["ae-cnn/mean_auroc"])
+    assert float(compressed["psnr"]) == pytest.approx(results[1].psnr)
+    assert compressed["stored_values"] == str(16 * 16)
+
+
+def test_the_table_has_published_values_beside_those_of_the_same_recipe(
+    results: list[aecnn.CompressionResult],
+) -> None:
+    whole, compressed = aecnn.table(results).splitlines()[2:]
+    assert ".8241" in compressed
+    assert whole.split("|")[-2].strip() == "–"
 
 
 def test_a_study_compares_one_set_of_settings(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def test_from_an_archive_to_scores(tmp_path: Path) -> None:
     (tmp_path / "finder").rename(tmp_path / "gone")  # scoring needs nothing but the checkpoint
     score(archive, done["checkpoint"], str(tmp_path / "raw"))
     score(done["data"], done["checkpoint"], str(tmp_path / "stored"))
-    raw, stored, cropped = (rows(Path(uri)) for uri in (tmp_path / "raw", tmp_path / "stored", done["data"]))
+    raw, stored = (rows(tmp_path / name / "scores") for name in ("raw", "stored"))
+    cropped = rows(Path(done["data"]))
     assert len(raw) == len(stored) == COUNT
     for image_id, row in raw.items():
         assert (

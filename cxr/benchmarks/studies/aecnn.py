@@ -12,7 +12,15 @@ from cxr.benchmarks.studies.seed_results import SeedResults
 from cxr.benchmarks.studies.xrays import XRays
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
-from cxr.reporting.tables import markdown, number
+from cxr.reporting.tables import csv_text, markdown, number
+
+COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
+# Ranjan et al. 2018, mean AUROC of one network each, with the classifier.
+_PUBLISHED = {COMPRESSED: ".8241 (DenseNet-201), .8226 (DenseNet-121)", RESIZED: ".8220 (DenseNet-121)"}
+LEGEND = (
+    "Published: Ranjan et al. (2018), on the official split of ChestX-ray14, one network each. Unless the archive is "
+    "ChestX-ray14, images and findings differ.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,15 @@ def metrics(results: Sequence[CompressionResult]) -> dict[str, float]:
 def table(results: Sequence[CompressionResult]) -> str:
     """Markdown: one row per result, all compared with the first."""
     first = results[0].aurocs
-    head = ["", "stored values", "mean AUROC (95 %)", "SD of seeds", f"minus {first.name} (95 %)", "PSNR, dB"]
+    head = [
+        "",
+        "stored values",
+        "mean AUROC (95 %)",
+        "SD of seeds",
+        f"minus {first.name} (95 %)",
+        "PSNR, dB",
+        "published",
+    ]
     rows = []
     for each in results:
         mean, gain = each.aurocs.mean(), each.aurocs.gain(first)
@@ -59,6 +75,14 @@ def table(results: Sequence[CompressionResult]) -> str:
                 number(mean.sd),
                 "–" if each is results[0] else gain.cell(),
                 number(each.psnr, 1),
+                _PUBLISHED.get(each.aurocs.name, "–"),
             ]
         )
     return markdown(head, rows)
+
+
+def csv(results: Sequence[CompressionResult]) -> str:
+    """The rows of `classifiers.csv`, with the stored values and the image quality of each recipe."""
+    stored = {each.aurocs.name: {"stored_values": each.values, "psnr": each.psnr} for each in results}
+    rows = classifiers.rows([each.aurocs for each in results])
+    return csv_text([row | stored[row["name"]] for row in rows])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -75,17 +76,22 @@ def table(results: Sequence[SeedResults], title: str) -> str:
 
 
 def csv(results: Sequence[SeedResults]) -> str:
+    """The `rows` as a CSV file."""
+    return csv_text(rows(results))
+
+
+def rows(results: Sequence[SeedResults]) -> list[dict[str, Any]]:
     """One row per result and finding; the mean over findings is one of them."""
-    rows = []
+    found = list[dict[str, Any]]()
     for each in results:
         mean, gain = each.mean(), each.gain(results[0])
         of_mean = {"low": mean.low, "high": mean.high, "sd": mean.sd}
         compared = {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
-        rows.append({"name": each.name, "finding": "mean", "auroc": mean.value, **of_mean, **compared})
+        found.append({"name": each.name, "finding": "mean", "auroc": mean.value, **of_mean, **compared})
         nothing = dict.fromkeys((*of_mean, *compared))
         for finding, value in zip(each.findings, each.values.mean(0).tolist(), strict=True):
-            rows.append({"name": each.name, "finding": finding, "auroc": value, **nothing})
-    return csv_text(rows)
+            found.append({"name": each.name, "finding": finding, "auroc": value, **nothing})
+    return found
 
 
 def metrics(results: Sequence[SeedResults]) -> dict[str, float]:

@@ -31,7 +31,6 @@ class Options(StudyOptions):
                 "size": 320,
                 "backbone": "densenet121",
                 "backbone_pretrained": "auto",
-                "epochs": 20,
                 "batch_size": 32,
                 "lr": 1e-4,
             },

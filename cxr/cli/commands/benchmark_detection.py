@@ -25,17 +25,7 @@ class Options(StudyOptions):
     PRESETS: ClassVar[Mapping[str, StudyPreset]] = {
         "published": StudyPreset(
             "VinBigData's challenge (2020): ensembles of YOLOv5, lung crops of 512 px, a filter of normal images.",
-            {
-                "size": 512,
-                "architecture": "yolov5m",
-                "epochs": 100,
-                "batch_size": 16,
-                "optimizer": "sgd",
-                "lr": 0.01,
-                "mosaic": 1.0,
-                "close_mosaic": 10,
-                "scale_jitter": 0.5,
-            },
+            {"size": 512, "architecture": "yolov5m"},
             archive={"stored_size": 512},
             study={
                 "members": 5,

@@ -2,23 +2,35 @@
 
 cxr benchmark localization  # multiscale and last, on phantoms with small and large findings
 
-cxr benchmark localization --archive s3://xrays/nih --out s3://xrays/study \\
-    --backbone densenet121 --size 512 --stored-size 512 --pooling mean --backbone-pretrained s3://models/densenet121.pth
+cxr benchmark localization --preset published --archive s3://xrays/nih --out s3://xrays/study
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from cxr.cli.options import ArchiveOptions
+from cxr.cli.study_options import StudyOptions, StudyPreset
 from cxr.families.localize import LocalizeRecipe
+from cxr.families.presets import PRESETS
 from cxr.training.options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(StudyOptions):
     """Settings of the job. The same command continues a killed study."""
+
+    PRESETS: ClassVar[Mapping[str, StudyPreset]] = {
+        "published": StudyPreset.of(
+            PRESETS["localize"]["published"],
+            "Sedai et al. 2018: maps of all stages of a DenseNet-121 and of its last stage, images of 512 px.",
+            study={"variants": ("multiscale", "last"), "seeds": 5},
+            cost="Not run in full: about 13 GPU hours for ten networks, computed from 29.6 GFLOP per forward pass, "
+            "three times that per training image, 76,524 images, 20 epochs and 30 TFLOP/s.",
+        ),
+    }
 
     out: str = "runs/study_localization"
     """Folder or URI of the results: table.md, networks.csv, accuracy.png, and a folder for each network."""
