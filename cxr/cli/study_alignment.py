@@ -10,7 +10,7 @@ import numpy as np
 
 from cxr import schema, storage
 from cxr.benchmarks.studies import aligned_classification as study
-from cxr.benchmarks.studies import classifiers, ecc_crop
+from cxr.benchmarks.studies import classifiers, ecc_crop, xrays
 from cxr.benchmarks.studies.aligned_classification import ALIGNED, ECC, INITIAL, ArchiveResult
 from cxr.benchmarks.studies.ecc_crop import EccCrop
 from cxr.cli.options import ArchiveOptions
@@ -113,12 +113,14 @@ def prepared(archive: ArchiveOptions, recipes: Mapping[str, ClassifyRecipe], fol
 def training_images(data: str, size: int) -> np.ndarray:
     """Some training images of shards, spread evenly, uint8 (B, size, size)."""
     info = shards.read_info(data)
-    step, images = -(-info.rows("train") // _REGISTERED), list[np.ndarray]()
-    for file in info.parts["train"]:
-        rows = shards.read_rows(file, [schema.PIXELS], info.findings)
-        pixels = schema.pixels_array(rows[schema.PIXELS], info.pixels)[::step]
-        images += [fit(to_bits(image, 8), size)[0] for image in pixels]
-    return np.stack(images)
+    numbers = xrays.spread(info.rows("train"), _REGISTERED)
+    return np.stack(
+        [
+            fit(to_bits(image, 8), size)[0]
+            for rows in xrays.stored_rows(info, "train", numbers, [schema.PIXELS])
+            for image in schema.pixels_array(rows[schema.PIXELS], info.pixels)
+        ]
+    )
 
 
 def evaluated(name: str, trained: Sequence[Trained], data: Mapping[str, str]) -> ArchiveResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +14,7 @@ import torch
 from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.decode import make_rows
+from cxr.data.sampling import Rows
 from cxr.errors import UserError
 from cxr.families.base import Recipe, unit_pixels
 from cxr.families.compatibility import check_pixels
@@ -57,18 +58,20 @@ def read(
     if shards.is_shards(archive):
         info = shards.read_info(archive)
         check_pixels(info, recipe, crop)
-        findings, total, blocks = info.findings, info.rows(split), _of_shards(info, split)
-        pixels = info.pixels
+        findings, pixels, total = info.findings, info.pixels, info.rows(split)
+        chosen = spread(total, limit)
+        blocks = stored_rows(info, split, chosen, [schema.IMAGE_ID, schema.PATIENT_ID, schema.PIXELS, schema.LABELS])
     else:
         manifest, pixels = open_manifest(archive, reading), PixelFormat(recipe.size)
         table = manifest.table.filter(pc.field(schema.SPLIT) == split)
-        table = table.take(_chosen(table.num_rows, limit))
+        findings, total = manifest.findings, table.num_rows
+        chosen = spread(total, limit)
         make = partial(make_rows, pixels=pixels, crop=crop and crop.loaded(), enhance=recipe.enhancement)
-        findings, total, blocks = manifest.findings, table.num_rows, _decoded(table, make)
+        blocks = _decoded(table.take(chosen), make)
     if not total:
         raise UserError(f"{archive} has no usable image in its {split} split: give another --split or archive")
-    chosen = _chosen(total, limit)
-    parts = [_part(rows, pixels, recipe.size, len(findings)) for rows in _selected(blocks, chosen) if rows.num_rows]
+    usable = (block.filter(pc.is_valid(block[schema.PIXELS])) for block in blocks)
+    parts = [_part(rows, pixels, recipe.size, len(findings)) for rows in usable if rows.num_rows]
     if not parts:
         raise UserError(f"none of the {total} images of the {split} split of {archive} can be used")
     pictures, labels, patients = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -77,29 +80,23 @@ def read(
     return XRays(pictures, labels, findings, patients), notes
 
 
-def _chosen(total: int, limit: int) -> np.ndarray:
+def spread(total: int, limit: int) -> np.ndarray:
+    """The numbers of at most `limit` of `total` rows, spread evenly; all of them if `limit` is 0."""
     return np.arange(total) if not limit or limit >= total else np.linspace(0, total - 1, limit).astype(int)
 
 
-def _of_shards(info: shards.ShardInfo, split: str) -> Iterator[pa.Table]:
-    columns = [schema.IMAGE_ID, schema.PATIENT_ID, schema.PIXELS, schema.LABELS]
-    for file in info.parts.get(split, ()):
-        yield shards.read_rows(file, columns, info.findings)
+def stored_rows(
+    info: shards.ShardInfo, split: str, numbers: np.ndarray, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """The rows of a split with these increasing numbers; reads only the row groups that contain them."""
+    rows, reader = Rows(shards.row_groups(info, split), numbers), storage.RowGroupReader()
+    for group, inside_N in rows.by_group(np.arange(len(rows))):
+        yield shards.read_rows(group, columns, info.findings, reader).take(inside_N)
 
 
 def _decoded(table: pa.Table, make: Callable[[pa.Table], pa.Table]) -> Iterator[pa.Table]:
     for start in range(0, table.num_rows, _BLOCK):
         yield make(table.slice(start, _BLOCK))
-
-
-def _selected(blocks: Iterator[pa.Table], chosen: np.ndarray) -> Iterator[pa.Table]:
-    """The rows without an error among those with these indices, which are counted over all blocks."""
-    start = 0
-    for block in blocks:
-        own = chosen[(chosen >= start) & (chosen < start + block.num_rows)] - start
-        start += block.num_rows
-        rows = block.take(pa.array(own))
-        yield rows.filter(pc.is_valid(rows[schema.PIXELS]))
 
 
 def _part(rows: pa.Table, pixels: PixelFormat, size: int, findings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
