@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cxr.benchmarks.studies import aecnn, classifiers, xrays
 from cxr.benchmarks.studies.aecnn import COMPRESSED, RESIZED, WHOLE
-from cxr.cli.options import ArchiveOptions
 from cxr.cli.study_networks import begin, networks_record, scored_labels, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
 from cxr.families import checkpoint, image_crop
-from cxr.families.aecnn import AecnnRecipe
-from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 from cxr.wording import counted
+
+if TYPE_CHECKING:
+    from cxr.cli.commands.benchmark_aecnn import Options
 
 _DECODED = 500  # test images, spread evenly over the split, from which the quality of decoded images is measured
 
 
-def run_study(
-    recipe: AecnnRecipe, archive: ArchiveOptions, run: RunOptions, out: str, *, seeds: int
-) -> dict[str, Any]:
+def run_study(options: Options) -> dict[str, Any]:
     """Train AE-CNN and its baselines with every seed, score the test images with them, and compare the
     probabilities; returns the result.json.
 
     Raises:
         UserError: no test images, or none with labels, and other mistakes in the input.
     """
+    recipe, run, seeds = options.recipe, options.run, options.seeds
     compressors = {WHOLE: "none", RESIZED: "resize", COMPRESSED: recipe.compressor}
-    if archive.stream or seeds < 1:
+    if options.data.stream or seeds < 1:
         raise UserError(
             "networks are evaluated on shards, with at least 1 seed: omit --stream, and give --seeds 1 or more"
         )
-    archive, out = begin(recipe, archive, run, out, len(compressors) * seeds)
+    archive, out = begin(options, len(compressors) * seeds)
     resolved = resolve_environment(recipe, out, run)
     data = ensure_shards(archive, out, recipe)
     recipes = {name: resolved.replace(compressor=compressor) for name, compressor in compressors.items()}

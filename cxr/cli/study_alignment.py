@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,32 +23,26 @@ from cxr.families.classify import ClassifyRecipe
 from cxr.imaging.geometry import fit
 from cxr.imaging.image import to_bits
 from cxr.schema import PixelFormat
-from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained, train_all
+
+if TYPE_CHECKING:
+    from cxr.cli.commands.benchmark_alignment import Options
 
 ARCHIVE = "archive"  # name of a given archive in results
 _REGISTERED = 256  # training images from which ECC makes its templates
 
 
-def run_study(
-    recipe: ClassifyRecipe,
-    archive: ArchiveOptions,
-    run: RunOptions,
-    out: str,
-    *,
-    poses: Sequence[float],
-    seeds: int,
-) -> dict[str, Any]:
+def run_study(options: Options) -> dict[str, Any]:
     """Train and test the classifier on each variant of each archive with every seed; returns the result.json.
 
     Raises:
         UserError: an archive that cannot be aligned from its originals, and other mistakes in the input.
     """
-    _check(recipe, archive, poses, seeds)
-    networks = (1 if archive.archive else len(poses)) * len(study.VARIANTS) * seeds
-    archive, out = begin(recipe, archive, run, out, networks)
+    _check(options)
+    run, poses, seeds = options.run, options.poses, options.seeds
+    archive, out = begin(options, (1 if options.data.archive else len(poses)) * len(study.VARIANTS) * seeds)
     archives = {ARCHIVE: archive} if archive.archive else phantoms(archive, poses, out)
-    recipe = resolve_environment(recipe, out, run)
+    recipe = resolve_environment(options.recipe, out, run)
     aligner = recipe.aligner or demo_aligner_checkpoint([*archives.values()][-1].uris[0], out)
     initial, aligned = recipe.replace(aligner=""), recipe.replace(aligner=storage.normalize(aligner))
     recipes = {INITIAL: initial, ALIGNED: aligned, ECC: initial}
@@ -64,13 +58,14 @@ def run_study(
     return {"aligner": aligned.aligner, "archives": records, **write(results, seeds, out)}
 
 
-def _check(recipe: ClassifyRecipe, archive: ArchiveOptions, poses: Sequence[float], seeds: int) -> None:
+def _check(options: Options) -> None:
+    archive, poses, seeds = options.data, options.poses, options.seeds
     if len(archive.archive) > 1 or archive.stream or any(map(shards.is_shards, archive.uris)):
         raise UserError(
             "images are aligned from their originals and stored as shards: give one --archive that is not shards, "
             "and omit --stream"
         )
-    if recipe.lung_crop:
+    if options.recipe.lung_crop:
         raise UserError("lung_crop: expected nothing, because the study aligns the images: omit it")
     if seeds < 1 or not (archive.archive or poses):
         raise UserError(f"expected at least 1 seed and, without an archive, one pose, got {seeds} and {len(poses)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from cxr.evaluation.ground_truth_boxes import BoxTruth
 from cxr.evaluation.run import Split
 from cxr.export.kaggle_vinbigdata import normal_probabilities
 from cxr.families.classify import ClassifyRecipe
-from cxr.families.detect import DetectRecipe
 from cxr.families.presets import preset
 from cxr.metrics.classification.ranking import auroc
 from cxr.reporting.tables import csv_text
@@ -31,39 +30,28 @@ from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 from cxr.wording import counted
 
+if TYPE_CHECKING:
+    from cxr.cli.commands.benchmark_detection import Options
+
 FILTER = "normal-filter"  # folder in OUT
 ABNORMAL = "Abnormal"  # the only finding of the classifier that filters normal images
 
 
-def run_study(
-    recipe: DetectRecipe,
-    archive: ArchiveOptions,
-    run: RunOptions,
-    out: str,
-    *,
-    members: int,
-    variants: Sequence[str],
-    lungs: str,
-    classifier: str,
-) -> dict[str, Any]:
+def run_study(options: Options) -> dict[str, Any]:
     """Train `members` detectors for each preprocessing, score the test images with them, and compare the boxes of
     networks, ensembles and filters; returns the result.json.
-
-    Args:
-        lungs: URI of the checkpoint for the preprocessing lung-crop; empty: train one on the phantoms.
-        classifier: preset of family classify for the filter of normal images; empty: its default settings; "none":
-            no filter.
 
     Raises:
         UserError: no test image has a box, and other mistakes in the input.
     """
+    recipe, run, members, variants = options.recipe, options.run, options.members, options.preprocessing
     if members < 1:
         raise UserError(f"--members: expected 1 or more, got {members}: correct it")
-    preprocessing.check_variants(variants, archive, lungs)
-    archive, out = begin(recipe, archive, run, out, members * (1 + len(variants)))
+    preprocessing.check_variants(variants, options.data, options.lungs)
+    archive, out = begin(options, members * (1 + len(variants)))
     archive = phantoms_with_boxes(archive, out)
     resolved = resolve_environment(recipe, out, run)
-    recipes = preprocessing.variants(variants, resolved, archive, lungs, out)
+    recipes = preprocessing.variants(variants, resolved, archive, options.lungs, out)
     data = preprocessing.shards_of_each(recipes, archive, out)
     plain = data[detection.PLAIN]
     held_out = ensemble.held_out(plain, recipe)
@@ -73,8 +61,8 @@ def run_study(
     runs = {name: score_seeds(trained, name, data[name], held_out.split, out) for name in recipes}
     detections = Detections.of(runs, held_out.truth)
     p_normal, filter_record = None, dict[str, Any]()
-    if classifier != "none":
-        of_filter = filter_recipe(classifier, archive.stored_size)
+    if options.classifier != "none":
+        of_filter = filter_recipe(options.classifier, archive.stored_size)
         p_normal, filter_record = filter_normal(of_filter, detections, archive, plain, run, held_out.split, out)
     fuse = detection.fusions(recipe.fusion_iou)
     results = detection.compare(detections, fuse, p_normal)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cxr import storage
 from cxr.benchmarks.studies import classifiers
@@ -16,36 +16,30 @@ from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
 from cxr.evaluation.run import Run, Split, read_run
 from cxr.families import checkpoint_files
-from cxr.families.classify import ClassifyRecipe
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel
 from cxr.inference.score import score
-from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained, train_all
 from cxr.wording import counted
+
+if TYPE_CHECKING:
+    from cxr.cli.commands.benchmark_features import Options
 
 ENSEMBLE, FUSED = "mean of probabilities", "fused features"
 HEAD = {"epochs": 40, "batch_size": 64}  # of the head on all features; few images need small batches
 
 
-def run_study(
-    recipe: ClassifyRecipe,
-    archive: ArchiveOptions,
-    run: RunOptions,
-    out: str,
-    *,
-    backbones: Sequence[str],
-    seeds: int,
-) -> dict[str, Any]:
+def run_study(options: Options) -> dict[str, Any]:
     """Train a classifier on each backbone with every seed, and a head on the features of all of them; score the test
     images with them, and compare the probabilities; returns the result.json.
 
     Raises:
         UserError: no test image has labels, and other mistakes in the input.
     """
-    if len(set(backbones)) < 2 or seeds < 1 or archive.stream:
+    recipe, run, backbones, seeds = options.recipe, options.run, options.backbones, options.seeds
+    if len(set(backbones)) < 2 or seeds < 1 or options.data.stream:
         raise UserError("expected 2 or more different --backbones, 1 or more --seeds, and no --stream: correct them")
-    archive, out = begin(recipe, archive, run, out, seeds * len(backbones))
+    archive, out = begin(options, seeds * len(backbones))
     recipes = {name: resolve_environment(recipe.replace(backbone=name), out, run) for name in backbones}
     named = {_folder(name): of for name, of in recipes.items()}
     data = ensure_shards(phantoms_with_boxes(archive, out), out, recipe)

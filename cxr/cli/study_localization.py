@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cxr.benchmarks.studies import localization, localization_report
 from cxr.benchmarks.studies.localization import Evaluated
-from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import phantoms_with_boxes
 from cxr.cli.study_networks import begin, networks_record, scored, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
@@ -17,9 +16,11 @@ from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.run import ReportOptions
 from cxr.families.localize import LocalizeRecipe
 from cxr.metrics.bootstrap import RESAMPLES
-from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 from cxr.wording import counted
+
+if TYPE_CHECKING:
+    from cxr.cli.commands.benchmark_localization import Options
 
 MULTISCALE, LAST = "multiscale", "last"
 # Settings in which each variant's recipe differs from that of the job.
@@ -37,27 +38,20 @@ VARIANTS: dict[str, dict[str, str]] = {
 FINDINGS = ("Cardiomegaly", "Mass", "Nodule")  # of the phantoms: large, smaller, small
 
 
-def run_study(
-    recipe: LocalizeRecipe,
-    archive: ArchiveOptions,
-    run: RunOptions,
-    out: str,
-    *,
-    variants: Sequence[str],
-    seeds: int,
-) -> dict[str, Any]:
+def run_study(options: Options) -> dict[str, Any]:
     """Train every variant with every seed, score the test images with them, and compare the boxes; returns the
     result.json.
 
     Raises:
         UserError: no test image has a box of a finding, and other mistakes in the input.
     """
-    chosen = named(variants, recipe)
-    if archive.stream or seeds < 1:
+    recipe, run, seeds = options.recipe, options.run, options.seeds
+    chosen = named(options.variants, recipe)
+    if options.data.stream or seeds < 1:
         raise UserError(
             "networks are evaluated on shards, with at least 1 seed: omit --stream, and give --seeds 1 or more"
         )
-    archive, out = begin(recipe, archive, run, out, len(chosen) * seeds)
+    archive, out = begin(options, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(phantoms_with_boxes(archive, out, FINDINGS), out, recipe)
     truth = known_boxes(data, ReportOptions(split="test"))

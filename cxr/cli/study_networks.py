@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
@@ -27,19 +27,34 @@ from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained
 
 
-def begin(
-    recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str, networks: int
-) -> tuple[ArchiveOptions, str]:
+class Study(Protocol):
+    """Options that every study has."""
+
+    @property
+    def out(self) -> str: ...
+
+    @property
+    def data(self) -> ArchiveOptions: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def run(self) -> RunOptions: ...
+
+
+def begin(study: Study, networks: int) -> tuple[ArchiveOptions, str]:
     """Check the input, join or start the cluster, and show the plan for so many networks; the archive with the
     headers that were scanned, and the normalized `out`.
 
     Raises:
         UserError: a mistake in the input, or a cluster that cannot run the study.
     """
-    archive = archive.with_headers(out)
-    inputs = check_inputs(recipe, archive, out)
-    connect(inputs.out, archive, run)
-    say_plan(TrainOptions(out=inputs.out, recipe=recipe, run=run, data=archive, members=networks), inputs.images)
+    archive = study.data.with_headers(study.out)
+    inputs = check_inputs(study.recipe, archive, study.out)
+    connect(inputs.out, archive, study.run)
+    options = TrainOptions(out=inputs.out, recipe=study.recipe, run=study.run, data=archive, members=networks)
+    say_plan(options, inputs.images)
     return archive, inputs.out
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cxr.benchmarks.studies import segmentation, segmentation_report
-from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import siim_phantoms
 from cxr.cli.study_networks import begin, networks_record, scored, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
@@ -20,8 +19,10 @@ from cxr.evaluation.segmentation_data import evaluate, load_scores
 from cxr.families import checkpoint
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.models.fcn import FCN_BACKBONES
-from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
+
+if TYPE_CHECKING:
+    from cxr.cli.commands.benchmark_pneumothorax import Options
 
 # Settings in which each network's recipe differs from that of the job.
 NETWORKS: dict[str, dict[str, str]] = {
@@ -39,25 +40,18 @@ NETWORKS: dict[str, dict[str, str]] = {
 }
 
 
-def run_study(
-    recipe: PneumothoraxRecipe,
-    archive: ArchiveOptions,
-    run: RunOptions,
-    out: str,
-    *,
-    networks: Sequence[str],
-    seeds: int,
-) -> dict[str, Any]:
+def run_study(options: Options) -> dict[str, Any]:
     """Train every network with every seed, score the test images with them, and compare the masks; returns the
     result.json.
 
     Raises:
         UserError: no test image has a known mask, and other mistakes in the input.
     """
-    chosen = named(networks, recipe)
-    if archive.stream:
+    recipe, run, seeds = options.recipe, options.run, options.seeds
+    chosen = named(options.networks, recipe)
+    if options.data.stream:
         raise UserError("all networks are evaluated on the same shards: omit --stream")
-    archive, out = begin(recipe, archive, run, out, len(chosen) * seeds)
+    archive, out = begin(options, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(siim_phantoms(archive, out), out, recipe)
     truth = known_masks(data, ReportOptions(split="test"), recipe.mask_label)

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cxr.benchmarks.studies import classifiers
 from cxr.cli import preprocessing_variants as preprocessing
 from cxr.cli.ensembles import score_seeds
-from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import phantoms_with_boxes
 from cxr.cli.study_networks import begin, labeled_images, networks_record, write_classifiers
 from cxr.cli.training_jobs import resolve_environment
 from cxr.errors import UserError
 from cxr.evaluation.classification_data import LabeledScores
-from cxr.families.classify import ClassifyRecipe
-from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 from cxr.wording import counted
 
+if TYPE_CHECKING:
+    from cxr.cli.commands.benchmark_preprocessing import Options
 
-def run_study(
-    recipe: ClassifyRecipe,
-    archive: ArchiveOptions,
-    run: RunOptions,
-    out: str,
-    *,
-    seeds: int,
-    variants: Sequence[str],
-    lungs: str,
-) -> dict[str, Any]:
+
+def run_study(options: Options) -> dict[str, Any]:
     """Train a classifier on each variant of the images with every seed, score the test images with them, and compare
     each variant with none; returns the result.json.
-
-    Args:
-        lungs: URI of the checkpoint for the variant lung-crop; empty: train one on the phantoms.
 
     Raises:
         UserError: no test image has labels, and other mistakes in the input.
     """
+    recipe, run, variants, seeds = options.recipe, options.run, options.preprocessing, options.seeds
     if seeds < 1:
         raise UserError(f"--seeds: expected 1 or more, got {seeds}: correct it")
-    preprocessing.check_variants(variants, archive, lungs)
-    archive, out = begin(recipe, archive, run, out, seeds * (1 + len(variants)))
+    preprocessing.check_variants(variants, options.data, options.lungs)
+    archive, out = begin(options, seeds * (1 + len(variants)))
     archive = phantoms_with_boxes(archive, out)
-    recipes = preprocessing.variants(variants, resolve_environment(recipe, out, run), archive, lungs, out)
+    recipes = preprocessing.variants(variants, resolve_environment(recipe, out, run), archive, options.lungs, out)
     data = preprocessing.shards_of_each(recipes, archive, out)
     plain = data[preprocessing.NONE]
     split, truth = labeled_images(plain, recipe)

@@ -65,11 +65,4 @@ class Options(StudyOptions):
 def main(options: Options) -> dict[str, Any]:
     from cxr.cli.study_alignment import run_study  # Ray takes seconds to import
 
-    return run_study(
-        options.recipe,
-        options.data,
-        options.run,
-        options.out,
-        poses=options.poses,
-        seeds=options.seeds,
-    )
+    return run_study(options)

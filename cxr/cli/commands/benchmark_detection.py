@@ -81,13 +81,4 @@ class Options(StudyOptions):
 def main(options: Options) -> dict[str, Any]:
     from cxr.cli.study_detection import run_study  # Ray takes seconds to import
 
-    return run_study(
-        options.recipe,
-        options.data,
-        options.run,
-        options.out,
-        members=options.members,
-        variants=options.preprocessing,
-        lungs=options.lungs,
-        classifier=options.classifier,
-    )
+    return run_study(options)

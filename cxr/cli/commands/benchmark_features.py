@@ -35,11 +35,4 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     from cxr.cli.study_features import run_study  # Ray takes seconds to import
 
-    return run_study(
-        options.recipe,
-        options.data,
-        options.run,
-        options.out,
-        backbones=options.backbones,
-        seeds=options.seeds,
-    )
+    return run_study(options)

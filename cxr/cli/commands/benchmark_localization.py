@@ -49,11 +49,4 @@ class Options(StudyOptions):
 def main(options: Options) -> dict[str, Any]:
     from cxr.cli.study_localization import run_study  # Ray takes seconds to import
 
-    return run_study(
-        options.recipe,
-        options.data,
-        options.run,
-        options.out,
-        variants=options.variants,
-        seeds=options.seeds,
-    )
+    return run_study(options)

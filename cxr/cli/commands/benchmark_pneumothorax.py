@@ -63,11 +63,4 @@ class Options(StudyOptions):
 def main(options: Options) -> dict[str, Any]:
     from cxr.cli.study_pneumothorax import run_study  # Ray takes seconds to import
 
-    return run_study(
-        options.recipe,
-        options.data,
-        options.run,
-        options.out,
-        networks=options.networks,
-        seeds=options.seeds,
-    )
+    return run_study(options)

@@ -37,12 +37,4 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     from cxr.cli.study_preprocessing import run_study  # Ray takes seconds to import
 
-    return run_study(
-        options.recipe,
-        options.data,
-        options.run,
-        options.out,
-        seeds=options.seeds,
-        variants=options.preprocessing,
-        lungs=options.lungs,
-    )
+    return run_study(options)
