@@ -37,7 +37,7 @@ from cxr.models import perceptual, pretrained
 from cxr.models.backbones import BACKBONES, POOLINGS, BackboneName, Pooling, make_backbone, normalize_contrast
 from cxr.models.perceptual import FeatureKind, as_unit, feature_distance
 from cxr.models.pretrained import Fit, Weights
-from cxr.models.small_unet import LungField, soft_dice
+from cxr.models.small_unet import LARGEST_PX, LungField, soft_dice
 from cxr.models.spatial_transformer import (
     PARAMETERS,
     Parameterization,
@@ -301,7 +301,7 @@ class AlignRecipe(Recipe):
         """Train the lung network into OUT/lungs, if lung_pretrained=train."""
         if self.is_pretrained:
             return self
-        training = LungTraining((self.size,), self.lung_phantoms, self.lung_steps, self.seed)
+        training = LungTraining((min(self.size, LARGEST_PX),), self.lung_phantoms, self.lung_steps, self.seed)
         return self.replace(lung_pretrained=lung_pretraining.pretrain(training, storage.join(out, "lungs")))
 
     def initial_weights(self) -> dict[str, str]:

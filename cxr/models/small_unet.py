@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from cxr.models.backbones import WIDTHS, conv_block, conv_blocks
 
 DEPTH = 5
+LARGEST_PX = 160  # at which lung networks are trained
 
 
 class SmallUNetBody(nn.Module):
@@ -62,6 +63,9 @@ class LungField(nn.Module):
 
     Lung means the visible field, without the parts behind the heart, the great vessels and the diaphragm.
 
+    Images with a side of more than `LARGEST_PX` are reduced first, and the map is enlarged, since the network knows
+    lungs of the sizes on which it was trained.
+
     The decoder adds features of two levels instead of concatenating them, which takes a third of the multiplications
     of `SmallUNetBody`. The weights are in channels-last order, in which CPUs take two thirds of the time.
     """
@@ -78,7 +82,11 @@ class LungField(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, z_B1HW: Tensor) -> Tensor:
-        return self.logits(z_B1HW).float().sigmoid()
+        shape = z_B1HW.shape[-2:]
+        if max(shape) > LARGEST_PX:
+            reduced = [max(1, round(side * LARGEST_PX / max(shape))) for side in shape]
+            z_B1HW = F.interpolate(z_B1HW, size=reduced, mode="bilinear", antialias=True)
+        return upsample(self.logits(z_B1HW).float().sigmoid(), shape)
 
     def logits(self, z_B1HW: Tensor) -> Tensor:
         x, *skips = reversed(encode(self.down, z_B1HW))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from cxr.models.small_unet import LungField, soft_dice
+from cxr.models.small_unet import LARGEST_PX, LungField, soft_dice
 
 
 @pytest.mark.parametrize("size", [32, 72, 128])
@@ -13,6 +14,13 @@ def test_any_size_gives_probabilities_of_that_size(size: int) -> None:
     field = LungField()(torch.randn(2, 1, size, size))
     assert field.shape == (2, 1, size, size)
     assert 0 <= field.min() < field.max() <= 1
+
+
+def test_large_images_are_seen_at_the_largest_size_of_training() -> None:
+    field, large = LungField().eval(), torch.rand(2, 1, 240, 3 * LARGEST_PX)
+    reduced = F.interpolate(large, size=(80, LARGEST_PX), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(field(large), F.interpolate(field(reduced), size=(240, 480), mode="bilinear"))
 
 
 def test_overlap_of_hand_made_maps() -> None:

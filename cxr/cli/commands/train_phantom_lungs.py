@@ -56,8 +56,14 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     from cxr.data.batch import best_device  # these import torch, which takes seconds
     from cxr.families import lung_pretraining
+    from cxr.models.small_unet import LARGEST_PX
 
     out = storage.normalize(options.out)
+    if options.steps and max(options.sizes) > LARGEST_PX:
+        raise UserError(
+            f"sizes: expected at most {LARGEST_PX}, got {max(options.sizes)}: larger images are reduced to "
+            f"{LARGEST_PX} px before the network sees them"
+        )
     training = lung_pretraining.LungTraining(options.sizes, options.phantoms, options.steps, options.seed)
     if options.steps:
         network, metrics = lung_pretraining.train(training, best_device())
