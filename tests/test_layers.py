@@ -48,7 +48,7 @@ MAY_IMPORT_RAY = (  # folders and files
     "data/ray_data.py",
     "data/ray_input.py",
     "training/",
-    "inference/score_increment.py",
+    "inference/score_parts.py",
     "benchmarks/throughput/",
 )
 KNOW_NO_FAMILY = {"data", "training", "inference"}  # they work with any recipe and task

@@ -7,8 +7,6 @@ from dataclasses import replace
 from cxr import storage
 from cxr.data.ledger import Part
 from cxr.data.manifest_files import write_parts
-from cxr.data.ray_data import map_parts
-from cxr.runtime import cluster
 from cxr.runtime.progress import Progress
 from cxr.sources import dicom, find_source
 from cxr.sources.header_scan import Scan, ScanPart
@@ -33,6 +31,9 @@ def read_large_archive(archive: str, reading: ReadOptions) -> None:
         files, left = scan.files.num_rows, sum(part.files.num_rows for part in scan.parts)
         if left < ON_CLUSTER:
             return
+        from cxr.data.ray_data import map_parts  # these import Ray
+        from cxr.runtime import cluster
+
         cluster.connect()
         for uri in (archive, scan.folder):
             cluster.check_shared(uri)

@@ -32,7 +32,8 @@ class ScoreOptions:
     batch_size: int = 64
     """Number of images per forward pass. It is halved if a GPU has too little memory."""
     precision: Precision = "auto"
-    """Precision of convolutions and matrix products. auto is bfloat16 on GPUs and float32 on CPUs."""
+    """Precision of convolutions and matrix products. auto is bfloat16 on GPUs and float32 on CPUs, and does
+    not change when a run is continued on other machines."""
     compile: bool = False
     """Compile the network with torch.compile. This takes a minute, and pays off on GPUs for large archives."""
     tta_flip: TtaFlip = "checkpoint"

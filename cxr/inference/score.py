@@ -32,9 +32,10 @@ from cxr.inference.panel import Member, Panel, member_record
 from cxr.inference.part_scorer import LATENTS, gives_embeddings, gives_latents
 from cxr.inference.plan import list_images, part_rows, plan_inputs
 from cxr.inference.read import PART_ROWS, SHARD
-from cxr.inference.score_increment import Job, check_shared, now, score_increment
+from cxr.inference.score_increment import score_increment
+from cxr.inference.score_job import Job, now
 from cxr.inference.scorer import with_tta_flip
-from cxr.runtime import audit, cluster, lease
+from cxr.runtime import audit, lease
 from cxr.runtime.console import note
 from cxr.runtime.deadline import parse_deadline
 from cxr.sources.image_files import recorded_listings
@@ -82,8 +83,7 @@ def score(
 
     A rerun into the same OUT continues with the missing parts; every image ends up in exactly one row,
     scored or with `error` set. With `options.new_only`, images that are new or have changed since earlier runs become
-    another increment (`data.run_ledger`). Ray must be running, except with `new_only`, which starts it if there is
-    anything to score.
+    another increment (`data.run_ledger`). Ray is started if it is not running and there is anything to score.
 
     Args:
         panel: checkpoints that score each image in the same pass, or the URI of a single one.
@@ -99,8 +99,6 @@ def score(
     out = storage.normalize(out)
     deadline = parse_deadline(options.until, time.time()) if options.until else None
     identity = open_identity(options.pseudonymize, options.crosswalk, out, archives)
-    if not options.new_only:
-        check_shared(out, identity)
     named: list[pa.Table] = []
     with identity.hidden_in_errors(named) if identity else nullcontext(), lease.held(out):
         run = read_ledger(out)
@@ -123,9 +121,9 @@ def score(
 
 
 def _with_precision(panel: Panel, options: ScoreOptions, run: RunLedger) -> Panel:
-    """The panel with the precision of each member. With --new-only, "auto" is that of the last generation, whatever
-    machines the cluster has now."""
-    settings = run.latest.settings if options.new_only and run.latest else {}
+    """The panel with the precision of each member. "auto" is that of the last generation, whatever machines the
+    cluster has now."""
+    settings = run.latest.settings if run.latest else {}
     before = settings.get("members", {"": settings})
     members = []
     for member in panel.members:
@@ -133,6 +131,8 @@ def _with_precision(panel: Panel, options: ScoreOptions, run: RunLedger) -> Pane
         if precision == "auto":
             precision = before.get(member.name, {}).get("precision", precision)
         if precision == "auto":
+            from cxr.runtime import cluster  # imports Ray
+
             cluster.connect()
             precision = resolved(precision, "cuda" if cluster.total("GPU") else "cpu")
         members.append(replace(member, precision=precision))
@@ -280,6 +280,8 @@ def _open_increment(job: Job, run: RunLedger) -> RunLedger:
         if plan.encoded and job.options.save_latents:
             raise UserError(f"{listing.origin.archive} already contains latents: omit --save-latents")
         to_score.append((listing.origin, rows, part_rows(plan, rows)))
+    if any(map(_count, changes.to_score)):
+        job.connect()
     if number:
         storage.delete(storage.join(job.out, folder_of(number)))  # left by a run that was killed at this point
     storage.delete(storage.join(job.out, UNFINISHED))

@@ -8,19 +8,17 @@ from dataclasses import replace
 
 import pytest
 
-from cxr.inference import score as scoring
-from cxr.inference import score_increment
 from cxr.inference.part_scorer import PartScorer
 from cxr.inference.plan import plan_inputs
 from cxr.inference.plan_store import PlannedPart, StoredPlan
 from cxr.inference.read import part_key
-from cxr.inference.score_increment import Job
+from cxr.inference.score_job import Job
 from cxr.runtime import cluster
 from cxr.runtime.progress import Progress
 
 
 def score_parts(todo: Sequence[PlannedPart], job: Job, stored: StoredPlan, number: int, progress: Progress) -> None:
-    """What `score_increment._score_parts` does on a cluster."""
+    """What `score_parts.score_parts` does on a cluster."""
     plan = plan_inputs(stored.origin, job.models)
     reader = replace(plan.reader(job.options.reading.gate), identity=job.identity, deadline=job.deadline)
     scorer = PartScorer(job.panel, job.out, plan, job.options, 1, job.deadline, number)
@@ -33,8 +31,7 @@ def score_parts(todo: Sequence[PlannedPart], job: Job, stored: StoredPlan, numbe
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """`score()` needs no cluster."""
-    monkeypatch.setattr(score_increment, "_score_parts", score_parts)
-    for module in (scoring, score_increment):
-        monkeypatch.setattr(module, "check_shared", lambda *_: None)
+    monkeypatch.setattr("cxr.inference.score_parts.score_parts", score_parts)
     monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(cluster, "check_shared", lambda uri: None)
     monkeypatch.setattr(cluster, "total", lambda resource: {"CPU": 2.0}.get(resource, 0.0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from cxr.data.run_ledger import read_ledger
 from cxr.errors import UserError
 from cxr.evaluation.run import read_run, read_scores
 from cxr.families import checkpoint
-from cxr.inference import score_increment
 from cxr.inference.options import ScoreOptions
 from cxr.inference.score import Scored, score
 from cxr.phantom.archive import write_phantom
@@ -106,6 +107,39 @@ def test_each_night_scores_what_is_new_or_has_changed(
     assert (len(whole.increments), whole.images) == (3, 20 + 5 + 1)
 
 
+@pytest.mark.parametrize("options", [NIGHTLY, WHOLE], ids=["new only", "whole"])
+def test_a_run_keeps_its_precision_on_other_machines(
+    network: str, pictures: list[Path], tmp_path: Path, options: ScoreOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    fill(archive, pictures[:2], ["a.png", "b.png"])
+    score(str(archive), network, str(out), options)
+    monkeypatch.setattr(cluster, "total", lambda resource: 1.0)  # now there is a GPU
+    score(str(archive), network, str(out), options)
+    (generation,) = read_ledger(str(out)).generations
+    assert generation.settings["precision"] == "float32"
+
+
+@pytest.mark.parametrize("options", [[], ["--new-only"]], ids=["whole", "new only"])
+def test_a_run_that_is_finished_says_so_without_importing_ray(
+    network: str, pictures: list[Path], tmp_path: Path, options: list[str]
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    fill(archive, pictures[:2], ["a.png", "b.png"])
+    score(str(archive), network, str(out), ScoreOptions())
+    arguments = ["--archive", str(archive), "--checkpoint", network, "--out", str(out), "--export", "csv", *options]
+    script = f"""
+import sys
+from cxr.cli.commands import COMMANDS
+
+job = COMMANDS["score"].load()
+print(job.main(job.parse({arguments}).job)["images"], [name for name in sys.modules if name == "ray"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{0 if options else 2} []"
+
+
 def test_a_run_without_new_only_is_continued_with_it(network: str, pictures: list[Path], tmp_path: Path) -> None:
     archive, out = tmp_path / "archive", tmp_path / "out"
     fill(archive, pictures[:3], ["a.png", "b.png", "c.png"])
@@ -139,7 +173,7 @@ def test_an_interrupted_increment_is_finished_as_planned_and_is_invisible_until_
         todo.extend(part.number for part in parts)
         score_parts(parts, *rest)
 
-    monkeypatch.setattr(score_increment, "_score_parts", noted)
+    monkeypatch.setattr("cxr.inference.score_parts.score_parts", noted)
     resumed = score(str(archive), network, str(out), NIGHTLY)
     assert todo == [1, 2, 0]
     assert counts(resumed) == [(1, 40, 0, 1, 0, 0, 0), (2, 1, 1, 39, 1, 0, 0)]
@@ -218,7 +252,7 @@ def stop_after(parts: int, monkeypatch: pytest.MonkeyPatch, error: BaseException
         if error:
             raise error
 
-    monkeypatch.setattr(score_increment, "_score_parts", some)
+    monkeypatch.setattr("cxr.inference.score_parts.score_parts", some)
 
 
 @pytest.mark.parametrize("parts", [0, 2])
@@ -261,7 +295,7 @@ def test_a_part_that_was_written_counts_as_scored_whatever_its_process_said(
     def unheard(todo: list[Any], *rest: Any) -> None:
         score_parts(todo, *rest[:-1], Progress("", 0))  # retried after the deadline, when it was left
 
-    monkeypatch.setattr(score_increment, "_score_parts", unheard)
+    monkeypatch.setattr("cxr.inference.score_parts.score_parts", unheard)
     scored = score(str(archive), network, str(out), replace(NIGHTLY, until="06:00"))
     assert (scored.images, scored.remaining, len(table(out))) == (20, 0, 20)
 

@@ -20,6 +20,7 @@ from cxr import storage
 from cxr.cli.exports import ExportFormat, check_formats, export_all
 from cxr.cli.phantoms import phantom_archive
 from cxr.cli.plan_options import PlanOptions
+from cxr.data import gate
 from cxr.data.identity import open_identity
 from cxr.data.run_ledger import family_of, read_ledger
 from cxr.errors import UserError
@@ -61,19 +62,14 @@ def main(options: Options) -> dict[str, Any]:
     check_formats(options.export, [family_of(recipe) for recipe in recipes])
     open_identity(options.score.pseudonymize, options.score.crosswalk, storage.normalize(options.out), ())
 
-    # These import torch and Ray, which takes seconds: mistakes above are reported without them.
-    from cxr.cli.plans import say_plan
-    from cxr.data import gate
+    # This imports torch, which takes seconds: mistakes above are reported without it.
     from cxr.inference.score import score
-    from cxr.runtime import cluster
 
-    if panel is None or not options.archive or not options.score.new_only:
-        cluster.connect()
     out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
     if panel is None:
         panel = Panel.of([_demo_checkpoint(archives[0], out, latents=options.score.save_latents)])
-    scored = score(archives, panel, out, options.score, on_start=partial(say_plan, options))
+    scored = score(archives, panel, out, options.score, on_start=partial(_say_plan, options))
     if options.score.new_only and not scored.increments:
         print("nothing new: all images of the archive have been scored", flush=True)
     else:
@@ -99,6 +95,12 @@ def main(options: Options) -> dict[str, Any]:
         (member,) = scored.members
         result |= {"checkpoint": member.checkpoint, "latents": member.latents, "embeddings": member.embeddings}
     return result
+
+
+def _say_plan(options: Options, images: int) -> None:
+    from cxr.cli.plans import say_plan  # imports Ray
+
+    say_plan(options, images)
 
 
 def _panel(options: Options) -> Panel | None:
