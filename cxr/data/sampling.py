@@ -1,16 +1,19 @@
 """Select rows of shards: a split or a fold by patient, and sampling with a given fraction of positive images.
 
-Everything here depends only on the shards, the seed and the epoch, so all workers select the same rows.
+Everything here depends only on the shards, the seed and the epoch, so all workers select the same rows. What it
+needs of the index of the shards is kept in `ShardInfo.selections`, and can be stored for other processes.
 """
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cxr import schema
+from cxr import schema, storage
 from cxr.data.shard_index import read_labels
 from cxr.data.shards import RowGroup, ShardInfo, row_groups
 from cxr.errors import UserError
@@ -121,13 +124,36 @@ def splits_of(split: str, fold: Fold | None) -> tuple[str, ...]:
 
 def showing(info: ShardInfo, split: str, findings: Sequence[str], fold: Fold | None = None) -> np.ndarray:
     """bool, one for each of `rows_of(info, split, fold)`: whether any of these findings is positive."""
-    labels, _ = read_labels(info, splits_of(split, fold), findings)
-    return (labels == schema.POSITIVE).any(1)[rows_of(info, split, fold).numbers_N]
+    splits = splits_of(split, fold)
+    key = json.dumps(["showing", splits, list(findings)])
+    if key not in info.selections:
+        labels, _ = read_labels(info, splits, findings)
+        info.selections[key] = (labels == schema.POSITIVE).any(1)
+    return info.selections[key][rows_of(info, split, fold).numbers_N]
 
 
 def _folds(info: ShardInfo, folds: int) -> np.ndarray:
-    """The fold of each image of train and val, which is computed once for each `info`."""
-    if folds not in info.folds:
+    """The fold of each image of train and val."""
+    key = json.dumps(["folds", folds])
+    if key not in info.selections:
         labels, patients = read_labels(info, ("train", "val"), info.findings, patients=True)
-        info.folds[folds] = stratified(labels, patients, folds)
-    return info.folds[folds]
+        info.selections[key] = stratified(labels, patients, folds).astype(np.min_scalar_type(folds))
+    return info.selections[key]
+
+
+def sampled_findings(info: ShardInfo, sampling: Sampling) -> Sequence[str]:
+    """The findings of which an image needs one to count as positive; the shards may lack them."""
+    return info.findings if sampling.finding == schema.ANY_FINDING else (sampling.finding,)
+
+
+def store_selections(info: ShardInfo, uri: str) -> None:
+    """Store what folds and sampling have needed of the index so far: a byte per image, compressed."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **info.selections)  # pyright: ignore[reportArgumentType]
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def load_selections(info: ShardInfo, uri: str) -> None:
+    """Add what `store_selections` stored, so that the index need not be read for it."""
+    with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as stored:
+        info.selections.update(stored)

@@ -1,11 +1,11 @@
 """Load shards for training: seeded, exact over workers, without decoding and without Ray.
 
-Every worker computes the same plan from `archive.json` and, for sampling and folds, from `index.parquet`; it reads
-only the pixels that it needs. The images and the number of steps of an epoch do not depend on the number of workers.
-If the split fits in `cache_bytes`, it is kept in memory and permuted as a whole, so that the global batches
-do not depend on the number of workers either. Otherwise rows are distributed by row group and shuffled in a moving
-window. Row groups are read ahead by several threads and arrive in order. Memory is reused, because touching fresh
-pages costs more than reading the shards.
+Every worker computes the same plan from `archive.json` and, for sampling and folds, from what `data.sampling` knows
+of the index; it reads only the pixels that it needs. The images and the number of steps of an epoch do not depend
+on the number of workers. If the split fits in `cache_bytes`, it is kept in memory and permuted as a whole, so that
+the global batches do not depend on the number of workers either. Otherwise rows are distributed by row group and
+shuffled in a moving window. Row groups are read ahead by several threads and arrive in order. Memory is reused,
+because touching fresh pages costs more than reading the shards.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cxr.data.batch import (
     to_tensors,
 )
 from cxr.data.prefetch import prefetched, read_ahead
-from cxr.data.sampling import Fold, Sampling, rows_of, showing
+from cxr.data.sampling import Fold, Sampling, rows_of, sampled_findings, showing
 from cxr.data.shards import ARCHIVE_FILE, RowGroup, ShardInfo, read_rows
 from cxr.errors import UserError
 from cxr.wording import counted
@@ -86,8 +86,7 @@ class ShardStream:
 
     def _positives(self, sampling: Sampling) -> np.ndarray:
         """(rows,) bool: whether each image shows the sampled finding."""
-        findings = self.info.findings
-        sampled = findings if sampling.finding == schema.ANY_FINDING else (sampling.finding,)
+        findings, sampled = self.info.findings, sampled_findings(self.info, sampling)
         if not sampled or not set(sampled) <= set(findings):
             known = f"the findings {', '.join(findings)}" if findings else "no findings"
             raise UserError(

@@ -56,7 +56,7 @@ class ShardInfo:
     latents: Mapping[str, Any] | None = None  # encoder of a latent archive, see cxr.inference.latents
     crop: Mapping[str, Any] | None = None  # how images were cropped or aligned, see cxr.families.image_crop
     enhancement: Enhancement = field(default_factory=Enhancement)  # applied before the pixels were stored
-    folds: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)  # see `cxr.data.sampling`
+    selections: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)  # see `data.sampling`
 
     @property
     def files(self) -> tuple[ShardFile, ...]:

@@ -61,6 +61,7 @@ def fit(
     in_process: bool = False,
     show_epochs: bool = True,
     search_log: MlflowLog | None = None,
+    selections: str = "",
 ) -> Fitted:
     """Train `recipe` on the train split of `archive` (shards, or a raw archive), validating on its val split; or, in
     folds, on all of these two splits' patients but one fold, which validates.
@@ -75,6 +76,7 @@ def fit(
             for one worker. Whoever started the process starts it again if it dies.
         show_epochs: show a line for each epoch; for several runs at the same time, leave them to programs.
         search_log: the MLflow log of the search that this run is a trial of.
+        selections: what `training_data.select_images` stored for several runs; by default it is stored for this one.
 
     Raises:
         UserError: the recipe names weights other than by URI; OUT contains a run and `options.resume` is off, or it
@@ -91,7 +93,7 @@ def fit(
         )
     check_resume(storage.join(out, name), options.resume)
     check_batch(recipe, options)
-    data = describe(archive, recipe, out, reading, labeling, options.shard_reader)
+    data = describe(archive, recipe, out, reading, labeling, options.shard_reader, selections)
     room(options, raw=bool(data.streams))
     datasets = data.datasets(recipe.seed, out)
     gpu = uses_gpu(options)

@@ -13,6 +13,7 @@ from ray.data import DataIterator
 from cxr import schema
 from cxr.data import shards
 from cxr.data.batch import Batch, to_columns, to_tensors
+from cxr.data.sampling import load_selections
 from cxr.data.shard_loader import ShardStream
 from cxr.families.base import Communicator, Recipe
 from cxr.families.compatibility import fold_of, sampling_of
@@ -98,6 +99,8 @@ def open_streams(
     own, streamed = share(recipe, workers), data.get("streamed")
     if streamed is None:
         info = shards.read_info(data["shards"])
+        if data.get("selections"):
+            load_selections(info, data["selections"])
         train, val = (
             ShardStream(
                 info,

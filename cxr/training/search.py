@@ -29,6 +29,7 @@ from cxr.training.fit import fit, room, uses_gpu
 from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import SEARCH, RunOptions, SearchOptions
 from cxr.training.run_log import best_row, is_within_epoch, read_metrics
+from cxr.training.training_data import SELECTIONS, select_images
 
 if TYPE_CHECKING:
     from cxr.reporting.trials import Trial
@@ -239,8 +240,9 @@ def search(
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may have no rankable epoch yet
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
     settings = {"archive": archive, **asdict(options), **asdict(replace(run, resume=False))}
+    selections = select_images(storage.normalize(archive), [recipe], storage.join(out, SELECTIONS))
     with MlflowLog.begin(out, recipe, settings) as tracked:
-        trainable = _trainable(recipe, archive, out, run, reading, labeling, tuple(objectives), tracked)
+        trainable = _trainable(recipe, archive, out, run, reading, labeling, tuple(objectives), tracked, selections)
         if run.resume:
             tuner = _restored(trainable, recipe, out, tuple(objectives))
         else:
@@ -351,6 +353,7 @@ def _trainable(
     labeling: Labeling,
     objectives: tuple[str, ...],
     search_log: MlflowLog,
+    selections: str,
 ) -> Any:
     """The function that Tune calls for each trial: `fit` with its sampled settings, in a folder of its own.
 
@@ -377,6 +380,7 @@ def _trainable(
                 in_process=in_process,
                 show_epochs=False,
                 search_log=search_log,
+                selections=selections,
             )
 
     worker = run.resources_per_worker | ({"GPU": 1} if uses_gpu(run) else {})

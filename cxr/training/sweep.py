@@ -20,6 +20,7 @@ from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training import mlflow_log
 from cxr.training.fit import fit, room, uses_gpu
 from cxr.training.options import RunOptions
+from cxr.training.training_data import select_images
 
 ABOUT, ARCHIVE = "study.json", "archive"  # ARCHIVE: URIs by the names of the recipes
 RUN_CPU = 0.01  # of the process that looks after a run of several workers, which hold the rest
@@ -65,6 +66,14 @@ def train_all(
         for seed in seeds or (recipe.seed,)
     ]
     todo = [item for item in planned if not _finished(item[2])]
+    selections = {
+        uri: select_images(
+            uri,
+            [recipe for name, recipe in recipes.items() if archives[name] == uri],
+            storage.join(out, f"selections-{number}.npz"),
+        )
+        for number, uri in enumerate(sorted({archives[name] for name, _, _ in todo}))
+    }
     fits = room(run, raw=not all(map(shards.is_shards, {*archives.values()})), beside=RUN_CPU)
     mlflow_log.create_experiment()
     start = ray.remote(max_retries=run.max_failures, **_resources(run))(_train_one)
@@ -74,7 +83,7 @@ def train_all(
             _wait(running, continue_on_failure)
         console.say(f"run {number} of {len(todo)}: {name}, seed {seed}")
         recipe = recipes[name].replace(seed=seed).to_dict()
-        running[start.remote(recipe, archives[name], folder, run, reading)] = folder
+        running[start.remote(recipe, archives[name], folder, run, reading, selections[archives[name]])] = folder
     while running:
         _wait(running, continue_on_failure)
     return [
@@ -133,6 +142,16 @@ def _wait(running: dict[Any, str], continue_on_failure: bool) -> None:
         raise
 
 
-def _train_one(recipe: dict[str, Any], archive: str, folder: str, run: RunOptions, reading: ReadOptions) -> None:
+def _train_one(
+    recipe: dict[str, Any], archive: str, folder: str, run: RunOptions, reading: ReadOptions, selections: str
+) -> None:
     again = replace(run, resume=storage.exists(storage.join(folder, "train")))
-    fit(recipe_from_dict(recipe), archive, folder, again, reading=reading, in_process=run.max_workers == 1)
+    fit(
+        recipe_from_dict(recipe),
+        archive,
+        folder,
+        again,
+        reading=reading,
+        in_process=run.max_workers == 1,
+        selections=selections,
+    )

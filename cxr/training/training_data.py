@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.batch import stored
 from cxr.data.ray_input import RowStream, Streams, archive_streams, shard_streams
+from cxr.data.sampling import rows_of, sampled_findings, showing, store_selections
 from cxr.families import image_crop
 from cxr.families.base import Recipe
-from cxr.families.compatibility import RawArchive, check_compatible, check_ray_reader
+from cxr.families.compatibility import RawArchive, check_compatible, check_ray_reader, fold_of, sampling_of
 from cxr.schema import PixelFormat
 from cxr.sources import find_source
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
@@ -24,6 +25,7 @@ from cxr.training.raw_stream import order_seed
 from cxr.training.run_log import read_metrics
 
 CACHE_BYTES = 1 << 28  # of pixels that each worker keeps in memory
+SELECTIONS = "selections.npz"  # file in OUT, see `select_images`
 _STREAMED = "stream"  # folder in OUT with the manifest of an archive that is streamed
 _SHUFFLED_BATCHES = 4  # of a raw archive, among which images are drawn; more would delay the first batch of an epoch
 
@@ -65,8 +67,12 @@ def describe(
     reading: ReadOptions = ALL_IMAGES,
     labeling: Labeling = SOURCE_LABELS,
     shard_reader: ShardReader = "own",
+    selections: str = "",
 ) -> TrainingData:
     """The data of a run on shards or a raw archive.
+
+    Args:
+        selections: what `select_images` stored for this and other recipes; by default it is stored in OUT.
 
     Raises:
         UserError: the recipe cannot learn from this archive, or not through Ray Data.
@@ -80,6 +86,7 @@ def describe(
     trained_on = {"source": info.source, "images": images, "rejects": info.rejects}
     about: dict[str, Any] = {"shards": archive, "cache_bytes": CACHE_BYTES}
     if shard_reader == "own":
+        about["selections"] = selections or select_images(archive, [recipe], storage.join(out, SELECTIONS))
         return TrainingData(about, info.findings, trained_on)
     check_ray_reader(recipe)
     streams = shard_streams(info, stored(recipe.columns))
@@ -87,6 +94,29 @@ def describe(
         streams, info.pixels, info.findings, info.most_boxes, CACHE_BYTES // info.pixels.row_bytes
     )
     return TrainingData(about, info.findings, trained_on, streams)
+
+
+def select_images(archive: str, recipes: Iterable[Recipe], uri: str) -> str:
+    """Read the index of shards once for the folds and the sampling of these recipes, so that workers need not.
+
+    Returns:
+        `uri`, where the result is stored for `describe`; empty if there are no shards, or the recipes need no index.
+
+    Raises:
+        UserError: there are fewer patients than folds.
+    """
+    if not shards.is_shards(archive):
+        return ""
+    info = shards.read_info(archive)
+    for recipe in recipes:
+        fold, sampling = fold_of(recipe), sampling_of(recipe)
+        rows_of(info, "train", fold)
+        if sampling and {*(sampled := sampled_findings(info, sampling))} <= {*info.findings}:
+            showing(info, "train", sampled, fold)
+    if not info.selections:
+        return ""
+    store_selections(info, uri)
+    return uri
 
 
 def _raw(archive: str, recipe: Recipe, out: str, reading: ReadOptions, labeling: Labeling) -> TrainingData:

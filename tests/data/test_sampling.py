@@ -11,7 +11,7 @@ import pytest
 
 from cxr import schema
 from cxr.data import sampling as selection
-from cxr.data import shards
+from cxr.data import shard_index, shards
 from cxr.data.batch import to_columns
 from cxr.data.sampling import Fold, Sampling
 from cxr.data.shard_loader import ShardStream
@@ -22,6 +22,7 @@ from cxr.families.base import SingleProcess
 from cxr.families.compatibility import check_raw, fold_of, sampling_of
 from cxr.training.raw_stream import open_streams
 from cxr.training.session import RayTrainSession
+from cxr.training.training_data import SELECTIONS, describe, select_images
 from tests.made_shards import write_shards
 
 FINDING, TRAIN, VAL, POSITIVES, STEP = "Mass", 60, 20, 12, 12
@@ -238,6 +239,35 @@ def test_training_uses_the_recipe_fold_and_sampling(made: shards.ShardInfo) -> N
         shown_now = [number for batch in shown(train, epoch) for number in batch]
         assert sum(number % 5 == 0 for number in shown_now) == round(share * images)
     assert sum(len(batch[schema.PIXELS]) for batch in val.every()) == len(numbers_of(made, "val", Fold(1, 4)))
+
+
+@pytest.mark.parametrize("folds", [{"folds": 4, "fold": 1}, {}])
+def test_workers_need_no_index_for_the_same_epochs(
+    made: shards.ShardInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: dict[str, int]
+) -> None:
+    recipe = Massive(epochs=2, batch_size=STEP, **folds)
+    data = {"shards": made.uri, "cache_bytes": 0}
+
+    def epochs(data: dict[str, object]) -> list[object]:
+        train, val = open_streams(data, recipe, SingleProcess(), RayTrainSession())
+        assert isinstance(train, ShardStream)
+        return [shown(train, 0), shown(train, 1), [batch[schema.PIXELS][:, 0, 0].tolist() for batch in val.every()]]
+
+    expected = epochs(data)
+    other = recipe.replace(fold=3) if folds else recipe  # what one fold needs serves all of them
+    selections = select_images(made.uri, [AlignRecipe(), other], str(tmp_path / "selections.npz"))
+    monkeypatch.setattr(shard_index, "read_index", None)
+    assert epochs(data | {"selections": selections}) == expected
+    assert select_images(made.uri, [AlignRecipe()], str(tmp_path / "none")) == ""
+
+
+def test_a_run_stores_what_its_workers_need_of_the_index(made: shards.ShardInfo, tmp_path: Path) -> None:
+    recipe = AlignRecipe(size=16, backbone="conv3", lungs=False, folds=4, fold=1)
+    about = describe(made.uri, recipe, str(tmp_path)).about
+    assert about["selections"] == str(tmp_path / SELECTIONS)
+    assert Path(about["selections"]).exists()
+    about = describe(made.uri, recipe, str(tmp_path), selections="/of/a/search.npz").about
+    assert about["selections"] == "/of/a/search.npz"
 
 
 def test_raw_archives_support_neither_folds_nor_sampling() -> None:
