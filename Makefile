@@ -9,7 +9,7 @@ WANTED := --no-build-isolation -e .[dev]
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export RAY_USAGE_STATS_ENABLED := 0
-# Images of containers often set it; every process would then compile torch and Ray anew, which takes it seconds.
+# Container images often set it. Every process would then compile torch and Ray again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo check lint test tests test-all faults coverage test-gpu sbom audit clean
@@ -18,9 +18,9 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-install: $(INSTALLED)  ## make .venv from the versions in constraints.txt
+install: $(INSTALLED)  ## create .venv with the package versions in constraints.txt
 
-# uv takes seconds where pip takes minutes, but has to be given pip's mirror, and does not know all of pip's settings.
+# uv takes seconds where pip takes minutes, but it has to be told pip's mirror and does not know all of pip's settings.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools
@@ -28,10 +28,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -z "$$PIP_NO_INDEX" && $(PIP) uv && uv pip install -q -p $(VENV) -c constraints.txt $(WANTED) || $(PIP) $(WANTED)
 	touch $@
 
-demo: install  ## the whole pipeline on this machine: synthetic X-rays, search, scores, one page (3 minutes)
+demo: install  ## the whole pipeline on this machine: synthetic X-rays, search, scores, one HTML page (a minute or two)
 	python cluster/demo.py
 
-lint: install
+lint: install  ## style and types
 	ruff check .
 	ruff format --check .
 	basedpyright
@@ -41,7 +41,7 @@ check tests test-all faults coverage: export OMP_NUM_THREADS ?= 1
 check: lint  ## lint, types, the fast tests
 	$(PYTEST) -m "not ray and not slow and not gpu"
 
-test: install  ## lint, types, all tests that need no GPU, no network and no patience
+test: install  ## lint, types, all tests that need neither a GPU nor a network
 	$(MAKE) --no-print-directory -j 2 lint tests
 
 tests: install
@@ -50,15 +50,15 @@ tests: install
 test-all: lint  ## the slow tests too
 	$(PYTEST) -m "not gpu"
 
-faults: install  ## the tests that disturb jobs, and docs/reference/faults.md from what they measured
+faults: install  ## tests that kill, stop and disturb jobs; their measurements make docs/reference/faults.md
 	pytest tests/ray/test_faults_*.py tests/ray/test_killed_search.py
 	python -m tests.ray.fault_table
 
-coverage: install  ## which lines of cxr the fast tests never run
+coverage: install  ## the lines of cxr that the fast tests never run
 	$(PYTEST) -m "not ray and not slow and not gpu" --cov=cxr --cov-report=term-missing:skip-covered
 
 # Not from .venv, since a machine with a GPU may have packages of its own; these tests need no Ray.
-test-gpu:  ## the tests that need a GPU, with the packages that PYTHON has (minutes)
+test-gpu:  ## the tests that need a GPU, with the packages of PYTHON (takes minutes)
 	$(PYTHON) -m pytest -m gpu tests/gpu
 
 .venv-tools:  # the programs that list and audit packages
@@ -72,7 +72,7 @@ audit: .venv-tools  ## compare the versions in constraints.txt with known vulner
 	@.venv-tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
 		>audit.log 2>&1; code=$$?; cat audit.log; \
 	if grep -qE 'ConnectionError|ServiceError|HTTPError|could not be audited' audit.log; then \
-		echo "error: not all packages were found in the list of vulnerabilities: run make audit where there is internet" >&2; exit 2; \
+		echo "error: the list of vulnerabilities could not be read for all packages: run make audit with internet access" >&2; exit 2; \
 	fi; exit $$code
 
 .venv-swift:  # the S3 server of tests/servers

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Train and use a first model
 #
-# This tutorial makes synthetic chest X-rays, trains a small network that segments the lungs, saves it as a
-# checkpoint, and applies the checkpoint to new images. It runs in plain PyTorch in about a minute on one CPU core: no
-# Ray, no GPU, no download. The program `cxr` does the same on a cluster.
+# This tutorial generates synthetic chest X-rays, trains a small lung segmentation network, saves it as a checkpoint,
+# and applies the checkpoint to images that were not trained on. It uses plain PyTorch and takes about a minute on one
+# CPU core: no Ray, no GPU, no download. The command `cxr train lungs` does the same on a cluster.
 #
 # Run it as a script (`python docs/tutorials/first_model.py`) or open it in Jupyter with jupytext.
 
@@ -38,9 +38,9 @@ OUT = Path("runs/tutorial")
 # %% [markdown]
 # ## An archive
 #
-# `write_phantom` writes synthetic X-rays in the layout of ChestX-ray14, with known lungs, findings and boxes. A
-# *manifest* lists the images of an archive; nothing is decoded yet. The same function opens a folder of hospital
-# images.
+# `write_phantom` writes synthetic X-rays in the layout of ChestX-ray14, with ground truth: lung masks, findings and
+# boxes. `open_manifest` lists the images of an archive without decoding them; it reads a folder of your own images in
+# the same way.
 
 # %%
 write_phantom(str(OUT / "phantoms"), 48, size=128, seed=0)
@@ -50,7 +50,8 @@ print(f"{manifest.table.num_rows} images, findings: {', '.join(manifest.findings
 # %% [markdown]
 # ## Batches
 #
-# `make_rows` decodes images to one size, with their masks. A file that cannot be decoded becomes a row with `error`.
+# `make_rows` decodes images and their masks to one size. If a file cannot be decoded, its row has the reason in the
+# column `error`.
 
 # %%
 PIXELS = PixelFormat(64)
@@ -73,8 +74,8 @@ training, validation = batches("train"), batches("val")
 # %% [markdown]
 # ## Training
 #
-# A *recipe* holds the settings of a family of models; it makes the network and the *task*, which has the losses and
-# the metrics. `Engine` is the training loop that the jobs use, too.
+# A *recipe* holds the settings of one family of models. It creates the network and the *task*, which computes losses
+# and metrics. `Engine` is the training loop that the `cxr` commands use, too.
 
 # %%
 torch.manual_seed(0)
@@ -92,8 +93,7 @@ for epoch in range(recipe.epochs):
 # %% [markdown]
 # ## A checkpoint
 #
-# A checkpoint is a folder that describes itself: weights, recipe, metrics, versions. `cxr score` applies
-# it to archives.
+# A checkpoint is a self-contained folder: weights, recipe, metrics, versions. `cxr score` applies it to archives.
 
 # %%
 saved = OUT / "checkpoint"
@@ -103,8 +103,8 @@ loaded = checkpoint.load(str(saved))
 # %% [markdown]
 # ## Prediction
 #
-# The loaded network is on the CPU in evaluation mode. The recipe turns its outputs into predictions: here a map in
-# which the mask is where the value is at least one half.
+# The loaded network is on the CPU in evaluation mode. The recipe turns its outputs into predictions: here a
+# probability map, which is thresholded at .5 to obtain the mask.
 
 # %%
 with torch.inference_mode():
