@@ -64,7 +64,7 @@ def flat(images: Sequence[Sequence[ScoredBoxes]], weights: np.ndarray, skip_box_
     if counts := [len(models) for models in images if len(models) != len(weights)]:
         raise UserError(
             f"expected as many weights as models, got {counted(len(weights), 'weight')} and an image with the boxes "
-            f"of {counted(counts[0], 'model')}: give one weight per model"
+            f"of {counted(counts[0], 'model')}: use one weight per model"
         )
     boxes, scores, labels, lengths = _concatenate([scored for models in images for scored in models])
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all() and (scores >= 0).all()):

@@ -48,9 +48,7 @@ class ExportOptions:
                 f"without --pseudonymize"
             )
         if storage.normalize(self.out) == run.uri:
-            raise UserError(
-                f"--out {self.out} is the folder of the run: give another one, such as {self.out}/exports"
-            )
+            raise UserError(f"--out {self.out} is the folder of the run: use another one, such as {self.out}/exports")
         return run
 
 

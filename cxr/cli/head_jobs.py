@@ -73,7 +73,7 @@ def tune_head_job(
     space = search_space(recipe)
     if unknown := set(options.frozen_params) - set(space):
         raise UserError(
-            f"frozen_params={' '.join(sorted(unknown))}: expected settings of a head that are searched, which are "
+            f"frozen_params={' '.join(sorted(unknown))}: expected settings that a search of heads samples, which are "
             f"{', '.join(space)}"
         )
     if options.objectives not in ((), (recipe.monitor,)):
@@ -134,7 +134,7 @@ def _folders(runs: Sequence[str]) -> list[str]:
     """The folders with embeddings of scoring runs, each once."""
     folders = embeddings.folders([storage.normalize(run) for run in runs])
     if len(set(folders)) < len(folders):
-        raise UserError(f"expected different folders of embeddings, got {' and '.join(folders)}: give each once")
+        raise UserError(f"expected different folders of embeddings, got {' and '.join(folders)}: use each once")
     return folders
 
 
@@ -159,7 +159,7 @@ def _prepared(recipe: ClassifyRecipe, runs: Sequence[str], archive: ArchiveOptio
     """Check the options, and read embeddings and labels."""
     out, folders = storage.normalize(out), _folders(runs)
     if storage.exists(storage.join(out, CHECKPOINT, checkpoint_files.ABOUT)):
-        raise UserError(f"{out} already contains a run: give another --out")
+        raise UserError(f"{out} already contains a run: use another --out")
     abouts = [embeddings.read_about(folder) for folder in folders]
     bases = [_base_recipe(folder, about) for folder, about in zip(folders, abouts, strict=True)]
     check_settings(recipe, bases[0])
@@ -183,7 +183,7 @@ def _prepared(recipe: ClassifyRecipe, runs: Sequence[str], archive: ArchiveOptio
         if not chosen_N.any():
             raise UserError(
                 f"expected images with embeddings in the splits train and val, got none in {split}: score all splits "
-                f"of the archive, or give an archive whose images were scored"
+                f"of the archive, or use an archive whose images were scored"
             )
     data = LabeledEmbeddings(torch.from_numpy(stored.vectors), torch.from_numpy(everywhere_NF), **parts)
     console.say(
@@ -243,7 +243,7 @@ def _saved(recipe: ClassifyRecipe, prepared: _Prepared, archive: ArchiveOptions,
         metrics = evaluation.evaluate_labels(torch.cat([p_NF, data.labels[data.val].float()], 1).cpu())
     if not np.isfinite(metrics[recipe.monitor]):
         raise UserError(
-            "expected a finding with positive and negative labels among the validation images, got none: give "
+            "expected a finding with positive and negative labels among the validation images, got none: use "
             "--archive or --labels with labels of these images"
         )
     target = storage.join(out, CHECKPOINT)

@@ -50,7 +50,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> Inputs:
     if (options.stream and len(options.uris) > 1) or len(set(options.uris)) < len(options.uris):
         raise UserError(
             f"--archive {' --archive '.join(options.uris)}: several archives can be used together only as shards, "
-            f"and only if all are different. Give each archive once, and omit --stream"
+            f"and only if all are different. Use each archive once, and omit --stream"
         )
     _check_out(options, out)
     archives = [open_archive(options, uri) for uri in options.uris]
@@ -84,7 +84,7 @@ def _check_out(options: ArchiveOptions, out: str) -> None:
     if (before and before != options.uris) or (several and storage.exists(storage.join(made, LEDGER_FILE))):
         raise UserError(
             f"{made} contains shards of {' and '.join(before) or 'one archive'}, not of "
-            f"{' and '.join(options.uris) or 'phantoms'}: give another --out, or the same --archive in the same order"
+            f"{' and '.join(options.uris) or 'phantoms'}: use another --out, or the same --archive in the same order"
         )
 
 

@@ -26,7 +26,7 @@ class ArchiveOptions:
     are unknown for its images. Default: a small phantom archive."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     stored_size: int = 256
-    """Height and width in pixels of the images in the shards that are made from an archive."""
+    """Height and width, in pixels, of images in shards that are created from an archive."""
     stream: bool = False
     """Decode the archive in every epoch instead of writing shards to OUT/shards first."""
     max_rejects: float = 0.05
@@ -52,10 +52,10 @@ class RecipeOptions:
     out: str
     """Folder or URI of the results."""
     preset: str = ""
-    """Named settings to start from, described in the list above. Other options on the command line override them."""
+    """Name of a preset from the list above to start from. Other options on the command line override it."""
     recipe_file: Annotated[str, tyro.conf.arg(name="recipe", metavar="FILE")] = ""
-    """Settings to start from: a JSON or YAML file, a result.json, or the folder of a checkpoint. Other options on
-    the command line override them."""
+    """Recipe to start from: a JSON or YAML file, a result.json, or the folder of a checkpoint. Other options on the
+    command line override it."""
     data: ArchiveOptions = field(default_factory=ArchiveOptions)
     recipe: Any
     run: RunOptions = field(default_factory=RunOptions)
@@ -75,7 +75,7 @@ class RecipeOptions:
         parser.add_argument("--recipe")
         parsed = parser.parse_known_args(list(arguments))[0]
         if parsed.preset and parsed.recipe:
-            raise UserError("expected --preset or --recipe, got both: give one of them")
+            raise UserError("expected --preset or --recipe, got both: use one of them")
         if parsed.recipe:
             return replace(self, recipe=presets.read_recipe(recipe_type, parsed.recipe))
         if parsed.preset:
@@ -101,8 +101,8 @@ class TrainOptions(RecipeOptions):
 
     members: int = 1
     """Number of networks to train, as many at a time as the cluster has room for. Several networks become an
-    ensemble, which is one checkpoint: each has its own seed, and they cycle through the folds, if there are any. If a
-    member fails, the job continues without it."""
+    ensemble in a single checkpoint. Each has its own seed and, with --folds, the next fold in turn. If a member
+    fails, the job continues without it."""
 
     def __post_init__(self) -> None:
         if self.members < 1:

@@ -12,17 +12,17 @@ class PlanOptions:
     """Show what the job needs instead of running it."""
 
     plan: bool = False
-    """Print what the job asks of the cluster and how long it takes, and exit. Nothing is written. Ray starts only to
+    """Print which resources the job needs and how long it will take, and exit. Nothing is written. Ray starts only to
     join the cluster in RAY_ADDRESS."""
     plan_images: int | None = None
-    """Number of images to plan for: of the train split, or to ingest or score. Default: those of the archive."""
+    """Number of images to train on, ingest or score. Default: counted in the archive."""
     plan_cpus: int | None = None
     """Number of CPUs to plan for. Default: those of the cluster in RAY_ADDRESS, or of this machine."""
     plan_gpus: int | None = None
     """Number of GPUs to plan for. Default: those of the cluster in RAY_ADDRESS, or of this machine."""
     images_per_second: float | None = None
-    """Images per second of one training process, one CPU that ingests, or one replica that scores, as you measured
-    them. Default: those of an earlier run in OUT, if there is one."""
+    """Measured speed of one training process, one CPU that ingests, or one replica that scores, in images per second.
+    Default: the speed of an earlier run in OUT, if there is one."""
 
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "plan"}

@@ -30,7 +30,7 @@ INGEST_RATE = 177.0  # images per second and CPU
 INGEST_SOURCE = "docs/reference/performance.md: PNGs of 1024 px on two cores"
 READ_RATE = 52.0  # images per second and CPU
 READ_SOURCE = "docs/reference/performance.md: PNGs of 1024 px on two busy cores, decoded and resized"
-_UNKNOWN_RATE = "no time estimate: give --images-per-second, or an --out with an earlier run"
+_UNKNOWN_RATE = "no estimate: add --images-per-second, or use an --out with an earlier run"
 _SHORT = ("asks for", "images", "epoch", "time")  # the lines of a plan that a job shows when it starts
 
 
@@ -81,12 +81,12 @@ class Capacity:
 
             cluster.connect()
             found = cluster.total("CPU"), cluster.total("GPU")
-            whose = "of the cluster, with machines that it may start"
+            whose = "the cluster, with machines that it may start"
         else:
-            found, whose = (float(len(os.sched_getaffinity(0))), _gpus_here()), "of this machine"
+            found, whose = (float(len(os.sched_getaffinity(0))), _gpus_here()), "this machine"
         given = [options.plan_cpus, options.plan_gpus]
         cpus, gpus = (float(own if own is not None else other) for own, other in zip(given, found, strict=True))
-        return cls(cpus, gpus, whose if None in given else "as given")
+        return cls(cpus, gpus, whose if None in given else "from --plan-cpus and --plan-gpus")
 
     def total(self, resource: str) -> float:
         return {"CPU": self.cpus, "GPU": self.gpus}[resource]
@@ -178,7 +178,7 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
             f"{duration(seconds)} of training per epoch, {duration(total)} for {what}"
             f"{f', {at_once} at a time' * (runs > 1)}; validation and start-up not included"
         )
-        plan.lines["rate"] = f"{rate} per process; several are assumed to be as many times as fast"
+        plan.lines["rate"] = f"{rate} per process; speed is assumed to be proportional to the number of processes"
         plan.values |= {"epoch_seconds": seconds, "seconds": total}
     plan.values |= {"images": images, "steps": steps, "workers": run.max_workers, "runs_at_once": fits}
     return plan

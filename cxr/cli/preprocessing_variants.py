@@ -32,12 +32,12 @@ def check_variants(names: Sequence[str], archive: ArchiveOptions, lungs: str) ->
         raise UserError("expected shards of each preprocessing, got --stream: omit it")
     if made := [uri for uri in archive.uris if shards.is_shards(uri)]:
         raise UserError(
-            f"{made[0]}: expected an archive, which is preprocessed in several ways, got shards: give the archive "
+            f"{made[0]}: expected an archive, which is preprocessed in several ways, got shards: use the archive "
             f"that they were made of"
         )
     if LUNG_CROP in names and archive.archive and not lungs:
         raise UserError(
-            f"--lungs: expected a checkpoint of cxr train lungs for the preprocessing {LUNG_CROP}, got none: give "
+            f"--lungs: expected a checkpoint of cxr train lungs for the preprocessing {LUNG_CROP}, got none: use "
             f"one, or omit {LUNG_CROP}"
         )
 

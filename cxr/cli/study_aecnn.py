@@ -30,7 +30,7 @@ def run_study(options: Options) -> dict[str, Any]:
     compressors = {WHOLE: "none", RESIZED: "resize", COMPRESSED: recipe.compressor}
     if options.data.stream or seeds < 1:
         raise UserError(
-            "networks are evaluated on shards, with at least 1 seed: omit --stream, and give --seeds 1 or more"
+            "networks are evaluated on shards, with at least 1 seed: omit --stream, and use --seeds 1 or more"
         )
     archive, out = begin(options, len(compressors) * seeds)
     resolved = resolve_environment(recipe, out, run)

@@ -62,7 +62,7 @@ def _check(options: Options) -> None:
     archive, poses, seeds = options.data, options.poses, options.seeds
     if len(archive.archive) > 1 or archive.stream or any(map(shards.is_shards, archive.uris)):
         raise UserError(
-            "images are aligned from their originals and stored as shards: give one --archive that is not shards, "
+            "images are aligned from their originals and stored as shards: use one --archive that is not shards, "
             "and omit --stream"
         )
     if options.recipe.lung_crop:

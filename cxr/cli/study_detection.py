@@ -56,7 +56,7 @@ def run_study(options: Options) -> dict[str, Any]:
     plain = data[detection.PLAIN]
     held_out = ensemble.held_out(plain, recipe)
     if held_out is None or not isinstance(held_out.truth, BoxTruth):
-        raise UserError(f"{plain}: no test or validation image has a box: give an archive that has such boxes")
+        raise UserError(f"{plain}: no test or validation image has a box: use an archive that has such boxes")
     trained = train_all(recipes, range(members), data, out, run)
     runs = {name: score_seeds(trained, name, data[name], held_out.split, out) for name in recipes}
     detections = Detections.of(runs, held_out.truth)

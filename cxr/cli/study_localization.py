@@ -49,7 +49,7 @@ def run_study(options: Options) -> dict[str, Any]:
     chosen = named(options.variants, recipe)
     if options.data.stream or seeds < 1:
         raise UserError(
-            "networks are evaluated on shards, with at least 1 seed: omit --stream, and give --seeds 1 or more"
+            "networks are evaluated on shards, with at least 1 seed: omit --stream, and use --seeds 1 or more"
         )
     archive, out = begin(options, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
@@ -58,7 +58,7 @@ def run_study(options: Options) -> dict[str, Any]:
     if not boxed_findings(truth) & {*truth.labels.findings}:
         raise UserError(
             f"{data}: none of {truth.table.num_rows:,} images of its test split has a box of "
-            f"{', '.join(truth.labels.findings)}: give an archive that has such boxes"
+            f"{', '.join(truth.labels.findings)}: use an archive that has such boxes"
         )
     trained = train_all(recipes, range(seeds), data, out, run)
     results, evaluated = [], []

@@ -86,7 +86,7 @@ def labeled_images(data: str, recipe: Recipe) -> tuple[Split, LabelTruth]:
     """
     held_out = ensemble.held_out(data, recipe)
     if held_out is None or not isinstance(held_out.truth, LabelTruth):
-        raise UserError(f"{data}: no test or validation image has labels: give an archive that has some")
+        raise UserError(f"{data}: no test or validation image has labels: use an archive that has some")
     return held_out.split, held_out.truth
 
 

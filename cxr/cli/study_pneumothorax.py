@@ -58,7 +58,7 @@ def run_study(options: Options) -> dict[str, Any]:
     if not truth.known.any():
         raise UserError(
             f"{data}: none of the {len(truth.known)} images in its test split has a known mask of "
-            f"{recipe.mask_label}: give an archive that has such masks, and more patients"
+            f"{recipe.mask_label}: use an archive that has such masks, and more patients"
         )
     trained = train_all(recipes, range(seeds), data, out, run)
     device = best_device()

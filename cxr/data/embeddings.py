@@ -95,7 +95,7 @@ def read_about(run: str) -> dict[str, Any]:
     uri = storage.join(run, FOLDER, ABOUT)
     if not storage.exists(uri):
         raise UserError(
-            f"expected embeddings in {run}, got no {FOLDER}/{ABOUT}: give the --out of a finished "
+            f"expected embeddings in {run}, got no {FOLDER}/{ABOUT}: use the --out of a finished "
             f"`cxr score --save-embeddings`"
         )
     about = storage.read_json(uri)

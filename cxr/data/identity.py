@@ -186,7 +186,7 @@ def open_identity(key_file: str, crosswalk: str, out: str, archives: Sequence[st
     """
     if not key_file:
         if crosswalk:
-            raise UserError("expected --pseudonymize with --crosswalk, got --crosswalk alone: give both, or neither")
+            raise UserError("expected --pseudonymize with --crosswalk, got --crosswalk alone: use both, or neither")
         return None
     key_uri = storage.normalize(key_file)
     folder = storage.normalize(crosswalk) if crosswalk else storage.join(_parent(key_uri), CROSSWALK)
@@ -194,7 +194,7 @@ def open_identity(key_file: str, crosswalk: str, out: str, archives: Sequence[st
         if uri == out or storage.is_inside(uri, out):
             raise UserError(
                 f"{option}: expected a place outside of --out {out}, whose readers must not see the ids, got {uri}: "
-                f"give another one"
+                f"use another one"
             )
     key = read_key(key_file, f"--pseudonymize {key_file}")
     return Identity(Pseudonyms(key), folder, tuple(archives), key_file)
@@ -266,7 +266,7 @@ def read_crosswalk(uri: str, columns: Sequence[str] = COLUMNS) -> Crosswalk:
         tables = list(pool.map(lambda file: storage.read_parquet(file, columns=names), files))
     if not tables or any({*table.schema.names} != {*names} for table in tables):
         raise UserError(
-            f"expected a crosswalk in {uri}, got other files: give the folder that cxr score --pseudonymize wrote"
+            f"expected a crosswalk in {uri}, got other files: use the folder that cxr score --pseudonymize wrote"
         )
     whole = pa.concat_tables(tables)
     return Crosswalk(whole.group_by(whole.column_names, use_threads=False).aggregate([]))  # runs may share images

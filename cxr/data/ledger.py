@@ -209,8 +209,8 @@ def check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> N
         differing = ["the archive's images, labels or splits have changed"]
     if differing:
         raise UserError(
-            f"{uri} contains results of other settings ({'; '.join(differing)}): choose another --out, or the same "
-            f"settings"
+            f"{uri} contains results with different settings ({'; '.join(differing)}): use another --out, or the "
+            f"same settings"
         )
 
 

@@ -103,9 +103,9 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
         raise UserError(str(mistake).partition("\n")[0]) from error  # the rest is Ray's advice on retries
     except PROCESS_DEATHS as error:
         raise ClusterError(
-            f"the process that worked on one of these died {_RESTARTS + 1} times: {_some(missing)} "
-            f"({type(error).__name__}). Most likely its machine has too little memory: use machines with more, or "
-            f"fewer CPUs of each. Finished parts are saved: run the same command again to continue"
+            f"the process that worked on one of these parts died {_RESTARTS + 1} times: {_some(missing)} "
+            f"({type(error).__name__}). Most likely its machine has too little memory: use machines with more "
+            f"memory, or fewer CPUs of each. Finished parts are saved: run the same command again to continue"
         ) from error
 
 

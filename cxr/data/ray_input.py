@@ -193,7 +193,7 @@ class Decoder:
 def _of_split(manifest: pa.Table, split: str, uri: str) -> pa.Table:
     rows = manifest.filter(pc.field(schema.SPLIT) == split)
     if not rows.num_rows:
-        raise UserError(f"{uri} has no image in its {split} split: give another archive")
+        raise UserError(f"{uri} has no image in its {split} split: use another archive")
     return rows
 
 

@@ -137,12 +137,12 @@ class RunLedger:
             return ""
         left = counted(latest.remaining, "image")
         if used is latest:
-            return f"{self.uri} is not complete: {left} are left for the next run of cxr score"
+            return f"{self.uri} is not complete: the next run of cxr score will score the remaining {left}"
         if not latest.increments:
             return ""
         return (
-            f"{self.uri} has newer scores with other settings ({latest.reason}), but {left} are left for the next "
-            f"run of cxr score: until then, the earlier scores of all images are used"
+            f"{self.uri} has newer scores with different settings ({latest.reason}), but they are incomplete: until "
+            f"cxr score has scored the remaining {left}, the earlier scores of all images are used"
         )
 
     @property
@@ -178,7 +178,7 @@ def read_ledger(out: str) -> RunLedger:
         return RunLedger(out)
     content = storage.read_json(uri)
     if "generations" not in content:
-        raise UserError(f"expected the results of cxr score in {out}, got those of another job: give another folder")
+        raise UserError(f"expected the results of cxr score in {out}, got those of another job: use another folder")
     return RunLedger(out, tuple(_generation(each) for each in content["generations"]), content["id"])
 
 

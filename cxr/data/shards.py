@@ -100,7 +100,7 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
         return _combine(uri, [read_info(member) for member in about[MEMBERS]])
     if about.get("latents") and not latents:
         raise UserError(
-            f"expected X-rays in {uri}, got latents, which only cxr score can use: give the archive from "
+            f"expected X-rays in {uri}, got latents, which only cxr score can use: use the archive from "
             f"which they were made, {about['archive']}"
         )
     findings = tuple(about["findings"])

@@ -164,7 +164,7 @@ def join(scores: AlignmentScores, truth: MaskTruth) -> AlignedImages:
         raise error(
             f"there is nothing to evaluate: {int((truth.known | known_pose).sum()):,} of "
             f"{counted(len(truth.known), 'image')} of the archive have a known pose or a lung mask, "
-            f"{int(present.sum()):,} are in {scores.uri}, and {int(good.sum()):,} were scored without an error. Give "
+            f"{int(present.sum()):,} are in {scores.uri}, and {int(good.sum()):,} were scored without an error. Use "
             f"the archive that was scored, one that has poses or lung masks, or another --split"
         )
     squares, sizes_px = scores.squares[places[rows]], scores.sizes_px[places[rows]]

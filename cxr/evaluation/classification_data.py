@@ -155,5 +155,5 @@ def _nothing_in_common(scores: ClassificationScores, truth: LabelTruth, present:
         f"there is nothing to evaluate: {truth.labeled.sum():,} of {counted(len(truth.labeled), 'image')} of the "
         f"archive have labels, {present:,} are in {scores.uri}, and {good:,} were scored without an error; the "
         f"scored findings are {', '.join(scores.findings)}, the labeled ones {', '.join(truth.findings) or 'none'}. "
-        "Give the archive that was scored, one that has labels, or another --split"
+        "Use the archive that was scored, one that has labels, or another --split"
     )

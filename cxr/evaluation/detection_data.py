@@ -109,6 +109,6 @@ def _nothing_in_common(scores: BoxScores, truth: BoxTruth, present: int, good: i
     listed = int(pc.is_valid(truth.table[schema.BOXES]).to_numpy().sum())
     return (
         f"there is nothing to evaluate: {listed:,} of {counted(truth.table.num_rows, 'image')} of the archive have a "
-        f"list of boxes, {present:,} are in {scores.uri}, and {good:,} were scored without an error. Give the "
+        f"list of boxes, {present:,} are in {scores.uri}, and {good:,} were scored without an error. Use the "
         "archive that was scored, one that has boxes, or another --split"
     )

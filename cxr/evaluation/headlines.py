@@ -26,22 +26,25 @@ def _count(title: str, explanation: str = "") -> Headline:
 HEADLINES: dict[str, Headline] = {
     "localization_accuracy_iou10": Headline(
         "Localization accuracy at IoU 0.1",
-        "Share of the findings that a predicted box overlaps by at least 10 % of the union.",
+        "Share of the findings with a true box for which a predicted box has an IoU of more than 0.1 with a true "
+        "box.",
     ),
-    "localization_accuracy_iou50": Headline("Localization accuracy at IoU 0.5", "The same at half of the union."),
+    "localization_accuracy_iou50": Headline(
+        "Localization accuracy at IoU 0.5", "The same at an IoU of more than 0.5."
+    ),
     "mean_pointing": Headline(
         "Pointing game",
-        "Share of the findings whose strongest predicted point lies in a true box.",
+        "Share of the findings with a true box for which the center of the highest-scoring box is in a true one.",
     ),
     "map_40": Headline(
         "mAP at IoU > 0.4",
-        "Average precision of boxes, averaged over findings. A box is right if it overlaps the true box by more than "
-        "40 % of their union.",
+        "Average precision of boxes, averaged over findings. A predicted box is correct if its IoU with a true box "
+        "is more than 0.4.",
     ),
-    "map_50": Headline("mAP at IoU > 0.5", "The same, with an overlap of more than half of the union."),
+    "map_50": Headline("mAP at IoU > 0.5", "The same at an IoU of more than 0.5."),
     "mean_auroc": Headline(
         "Mean AUROC",
-        "How often a random image with a finding scores higher than one without it, averaged over findings. "
+        "Probability that a random image with a finding scores higher than one without it, averaged over findings. "
         "0.5 is chance, 1 is perfect.",
     ),
     "mean_ap": Headline(
@@ -73,7 +76,7 @@ HEADLINES: dict[str, Headline] = {
     ),
     "image_auroc": Headline(
         "AUROC of the image's score",
-        "How often an image with a mask scores higher than one without.",
+        "Probability that an image with a mask scores higher than one without.",
     ),
     "mask_iou": Headline(
         "IoU of lungs after alignment",
@@ -82,7 +85,7 @@ HEADLINES: dict[str, Headline] = {
     "mask_iou_before": Headline("IoU of lungs before alignment", "The same for the original images."),
     "corner_error_pct": Headline(
         "Pose error, % of the width",
-        "Distance of the image's corners from where they belong, after the best-fitting constant transform.",
+        "Distance of the image's corners from their true positions, after the best-fitting constant transform.",
         1,
         share=False,
     ),

@@ -312,7 +312,7 @@ def _sizes_text(sample: Mapping[str, Any]) -> str:
 def _labels_section(facts: Mapping[str, Any], out: str) -> Section:
     findings = facts["findings"]
     if not findings:
-        return Section("Labels", ["This archive has no labels. Give them with `--labels` or `--boxes`."])
+        return Section("Labels", ["This archive has no labels. Add some with `--labels` or `--boxes`."])
     by_finding = facts["boxes"]["by_finding"]
     head = ["finding", "positive", "negative", "unknown", *facts["splits"], "boxes"]
     rows = [

@@ -41,7 +41,7 @@ def labeled_scores(run: Run, archive: str, options: ReportOptions) -> LabeledSco
     if run.family in MASK_LABELS:
         return _of_masks(run, archive, options)
     raise UserError(
-        f"{run.uri} is a run of family {run.family}, which makes no decisions: give the --out of cxr score with a "
+        f"{run.uri} is a run of family {run.family}, which makes no decisions: use the --out of cxr score with a "
         f"checkpoint of family {', '.join([*CLASSIFIERS, 'detect', *MASK_LABELS])}"
     )
 

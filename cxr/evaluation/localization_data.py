@@ -127,7 +127,7 @@ def _nothing_in_common(scores: BoxScores, truth: BoxTruth, present: int, good: i
     return (
         f"there is nothing to evaluate: {int(boxed.sum()):,} of {counted(len(boxed), 'image')} of the archive have "
         f"boxes, {present:,} are in {scores.uri}, {good:,} were scored without an error, and none of these has a box "
-        "of a scored finding. Give the archive that was scored, one that has boxes, or another --split"
+        "of a scored finding. Use the archive that was scored, one that has boxes, or another --split"
     )
 
 

@@ -56,7 +56,7 @@ def reading_of(run: Run, options: ReportOptions) -> ReportOptions:
     """
     if run.pseudonymized and not options.crosswalk:
         raise UserError(
-            f"{run.uri} has pseudonyms instead of the archive's ids: give its crosswalk, a folder that cxr score "
+            f"{run.uri} has pseudonyms instead of the archive's ids: use its crosswalk, a folder that cxr score "
             f"--pseudonymize wrote, with --crosswalk"
         )
     if options.crosswalk and not run.pseudonymized:
@@ -115,7 +115,7 @@ def report(runs: str | Sequence[str], options: ReportOptions, out: str) -> dict[
 def _reports(run: Run) -> Reports:
     if run.family not in REPORTS:
         raise UserError(
-            f"{run.uri} contains scores of family {run.family!r}, for which there is no report: give a run of "
+            f"{run.uri} contains scores of family {run.family!r}, for which there is no report: use a run of "
             f"family {', '.join(REPORTS)}"
         )
     return REPORTS[run.family]
@@ -131,12 +131,12 @@ def _evaluated(run: Run, options: ReportOptions, out: str, *, must_compare: bool
     """A comparison with the ground truth, or, unless it was requested, a description of the scores."""
     how, scored = _reports(run), " and ".join(run.archives)
     if run.pseudonymized and not (options.crosswalk or options.archive or options.against):
-        print(f"note: {run.uri} has pseudonyms, so the report only describes the scores; give --crosswalk to compare")
+        print(f"note: {run.uri} has pseudonyms, so the report only describes the scores; use --crosswalk to compare")
         options = replace(options, member=run.member)
         return score_summary.report(run, options, out, how.kinds)
     run, options = _opened(run, options)
     if len(run.archives) > 1 and not options.archive and not options.against:
-        print(f"note: {scored} were scored, so the report only describes the scores; give --archive to compare")
+        print(f"note: {scored} were scored, so the report only describes the scores; use --archive to compare")
         return score_summary.report(run, options, out, how.kinds)
     try:
         return how.evaluate(run, _of_test_images(options), out)

@@ -40,7 +40,7 @@ class ReportOptions:
     against: str = ""
     """OUT of another run to compare with this one, on the images that both runs have scored."""
     member: str = ""
-    """Which checkpoint of a run of several to report on. Default: all of them, each in a part of its own."""
+    """Name of the checkpoint to report on, if the run has several. Default: all of them, each in its own section."""
     resamples: int = RESAMPLES
     """Number of bootstrap resamples of patients for confidence intervals."""
     seed: int = 0
@@ -53,7 +53,7 @@ class ReportOptions:
     and any columns, such as device or site."""
     box_score: float = 0.25
     """Minimum score of the boxes used for image-level decisions, the confusion matrix and pictures. Average
-    precision uses all boxes. Findings for which a detector was scored with --thresholds have these instead."""
+    precision uses all boxes. Findings with a threshold from `cxr score --thresholds` use that instead."""
     crosswalk: str = ""
     """Crosswalk of a run with --pseudonymize: a folder or URI, as for cxr score. It is needed to compare the run with
     the ground truth and to show its images. The results contain only pseudonyms."""
@@ -160,7 +160,7 @@ def name_runs(runs: Sequence[str], member: str = "") -> dict[str, Run]:
             whole = given or storage.name(run.uri)
             name = (f"{whole}-{run.member}" if len(runs) > 1 else run.member) if run.member else whole
             if name in named:
-                raise UserError(f"expected runs with different names, got two named {name}: give --run NAME=URI")
+                raise UserError(f"expected runs with different names, got two named {name}: use --run NAME=URI")
             named[name] = run
     return named
 
@@ -204,7 +204,7 @@ def read_runs(uri: str) -> list[Run]:
     ledger = read_ledger(uri)
     generation = ledger.readable or ledger.latest
     if generation is None:
-        raise UserError(f"{uri} contains no scoring run: give the --out of cxr score, or run that job first")
+        raise UserError(f"{uri} contains no scoring run: use the --out of cxr score, or run that job first")
     settings = generation.settings
     members = (
         {name: settings["members"][name] for name in settings["panel"]} if "panel" in settings else {"": settings}
@@ -309,7 +309,7 @@ def check_family(run: Run, families: Sequence[str], purpose: str) -> None:
     if run.family not in families:
         expected = f"family {' or '.join(families)}"
         raise UserError(
-            f"{run.uri} is a run of family {run.family}, but {purpose} needs {expected}: give the --out of "
+            f"{run.uri} is a run of family {run.family}, but {purpose} needs {expected}: use the --out of "
             f"cxr score with such a checkpoint"
         )
 
@@ -397,4 +397,4 @@ def _read_part(uri: str, row_group: int, member: str, columns: Sequence[str]) ->
 def no_images(where: str, split: str, by_split: Counter[str | None]) -> str:
     """The message if a split is empty, which counts the images of the others."""
     listed = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in by_split.most_common())
-    return f"{where} has no image in split {split!r} ({listed or 'no images'}): give another --split, or all"
+    return f"{where} has no image in split {split!r} ({listed or 'no images'}): use another --split, or all"

@@ -137,5 +137,5 @@ def nothing_in_common(scores: MaskScores, truth: MaskTruth, present: int, good: 
     return error(
         f"there is nothing to evaluate: {int(truth.known.sum()):,} of {counted(len(truth.known), 'image')} of the "
         f"archive have a mask of {truth.label}, {present:,} are in {scores.uri}, and {good:,} were scored without an "
-        "error. Give the archive that was scored, one that has such masks, or another --split"
+        "error. Use the archive that was scored, one that has such masks, or another --split"
     )

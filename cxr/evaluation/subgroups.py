@@ -66,7 +66,7 @@ def check_columns(options: ReportOptions) -> None:
         if name not in COLUMNS and folded(name) not in listed:
             others = f" and the columns of {options.groups} ({', '.join(listed)})" if listed else ""
             raise UserError(
-                f"expected --by with columns among {', '.join(COLUMNS)}{others}, got {name!r}: correct it, or give a "
+                f"expected --by with columns among {', '.join(COLUMNS)}{others}, got {name!r}: correct it, or use a "
                 f"table that has this column for each image or patient with --groups"
             )
 
@@ -144,7 +144,7 @@ def _columns(run: Run, image_ids: Sequence[str], names: Sequence[str], groups: s
     for name, values in columns.items():
         if (count := len(set(values))) > _MOST_GROUPS:
             raise UserError(
-                f"expected at most {_MOST_GROUPS} groups by {name}, got {count:,}: give a column with fewer values"
+                f"expected at most {_MOST_GROUPS} groups by {name}, got {count:,}: use a column with fewer values"
             )
     return columns
 

@@ -50,7 +50,7 @@ def choose(run: Run, options: ReportOptions, criterion: Criterion) -> list[Chose
     notes = [note or _useless(point) for note, point in zip(notes, after, strict=True)]
     if all(notes):
         reasons = "; ".join(f"{finding}: {note}" for finding, note in zip(joined.findings, notes, strict=True))
-        raise UserError(f"no threshold can be chosen ({reasons}): give an archive with positive and negative labels")
+        raise UserError(f"no threshold can be chosen ({reasons}): use an archive with positive and negative labels")
     return [
         _chosen(joined, f, criterion, float(chosen.values[f]), notes[f], after[f], before[f], bootstrap)
         for f in range(len(joined.findings))

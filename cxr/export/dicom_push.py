@@ -70,7 +70,7 @@ def check_service(url: str, credentials: str, environment: Mapping[str, str] = o
         )
     if address.username or address.password or address.query or address.fragment:
         raise UserError(
-            f"expected --push with an address alone, got a user, parameters or a fragment in it: give credentials in "
+            f"expected --push with a plain URL, got one with a user, parameters or a fragment: put credentials in "
             f"{USER} and {PASSWORD}, in {TOKEN}, or in the file of --credentials"
         )
     if address.scheme == "http" and not _is_loopback(address.hostname):
@@ -83,7 +83,7 @@ def check_service(url: str, credentials: str, environment: Mapping[str, str] = o
     if credentials:
         values = _read_credentials(credentials)
     if bool(values.get("user")) != bool(values.get("password")):
-        raise UserError("expected a user and a password for --push, got only one of them: give both, or a token")
+        raise UserError("expected a user and a password for --push, got only one of them: set both, or a token")
     return Service(url.rstrip("/"), **{name: values.get(name, "") for name in ("user", "password", "token")})
 
 

@@ -64,7 +64,7 @@ def find_checkpoint(run: Run, checkpoint: str = "") -> tuple[str, dict[str, Any]
         return uri, about
     if checkpoint:
         raise UserError(
-            f"expected the checkpoint that made {run.uri}, got {checkpoint}, which has other weights: give the right "
+            f"expected the checkpoint that made {run.uri}, got {checkpoint}, which has other weights: use the right "
             f"one, or omit --checkpoint"
         )
     return None
@@ -83,13 +83,13 @@ def read_algorithm(run: Run, kinds: Sequence[Kind], about: Mapping[str, Any], bo
     columns = columns_of(run)
     if not {*columns} - {*score_columns(())}:
         raise UserError(
-            f"{run.uri} is a run of family {run.family}, which predicts neither findings nor boxes nor masks: give a "
+            f"{run.uri} is a run of family {run.family}, which predicts neither findings nor boxes nor masks: use a "
             f"run of another family"
         )
     has_masks = schema.PRED_MASK_RLE in columns
     if not has_masks and [*kinds] == ["seg"]:
         raise UserError(
-            f"{run.uri} is a run of family {run.family}, which predicts no masks: give --kinds sr or sc, or a run of "
+            f"{run.uri} is a run of family {run.family}, which predicts no masks: use --kinds sr or sc, or a run of "
             f"family lungs or pneumothorax"
         )
     return Algorithm(
@@ -152,7 +152,7 @@ def originals(run: Run, archive: str = "") -> Originals:
         raise UserError(f"{run.uri} has the archive's own ids, not pseudonyms: omit --crosswalk")
     if run.pseudonymized and not run.crosswalk:
         raise UserError(
-            f"{run.uri} has pseudonyms instead of the archive's ids: give its crosswalk, a folder that cxr score "
+            f"{run.uri} has pseudonyms instead of the archive's ids: use its crosswalk, a folder that cxr score "
             f"--pseudonymize wrote, with --crosswalk"
         )
     crosswalk = read_crosswalk(run.crosswalk, [schema.IMAGE_ID]) if run.crosswalk else None

@@ -98,13 +98,13 @@ def export(saved: Checkpoint, stored_size: int = 0, *, prepared: bool = False) -
     if stored_size < saved.recipe.size:
         raise UserError(
             f"stored_size: expected at least the network's input size, {saved.recipe.size} px, got {stored_size} px: "
-            f"give a larger one, or 0 for the input size"
+            f"use a larger one, or 0 for the input size"
         )
     steps = preparation(saved)
     if steps and not prepared:
         raise UserError(
             f"this checkpoint needs prepared images: {'; '.join(steps)}. This happens before the network, in full "
-            f"resolution, and an ONNX file cannot contain it. Give --prepared-images if your program prepares them"
+            f"resolution, and an ONNX file cannot contain it. Use --prepared-images if your program prepares them"
         )
     model = to_onnx(saved.recipe, saved.network, stored_size)
     for key, value in metadata(saved, stored_size, [output.name for output in model.graph.output]).items():

@@ -59,7 +59,7 @@ class AecnnRecipe(ClassifierRecipe):
     """Peak learning rate of the joint stage."""
 
     compressor: Compressor = "residual"
-    """Codec. residual: downsampling corrected by a network; published: the codec of the paper (1,025 parameters,
+    """Codec. residual: downsampling corrected by a network; published: the codec of the paper (1025 parameters,
     16:1); resize: plain downsampling; none: no compression. The last two are baselines."""
     compression: int = 16
     """Number of image pixels per latent value: 4, 16 or 64."""
@@ -70,7 +70,7 @@ class AecnnRecipe(ClassifierRecipe):
     latent_bits: int = 8
     """Bits per stored latent value: 8 or 16."""
     clip_latent: bool = True
-    """Clip latents to [0, 1] in the autoencoder stage, too. The paper does not."""
+    """Clip latents to [0, 1] in the autoencoder stage, too. The paper does not do this."""
 
     backbone: ClassifierName = "densenet121"
     """torchvision network that classifies the latents."""
@@ -282,7 +282,7 @@ class AecnnRecipe(ClassifierRecipe):
             if known is not None and known != aecnn.findings:
                 raise UserError(
                     f"start_from={self.start_from}: expected the archive's findings {', '.join(aecnn.findings)}, got "
-                    f"{', '.join(known)}: give it as backbone_pretrained, which does not load the last layer"
+                    f"{', '.join(known)}: use it as backbone_pretrained, which does not load the last layer"
                 )
             aecnn.load_state_dict(_match_all(aecnn, pretrained.from_uri(self.start_from)).state)
         if self.backbone_pretrained:
@@ -311,7 +311,7 @@ class AecnnRecipe(ClassifierRecipe):
         if not self.classifier_is_trained:
             raise UserError(
                 "networks without a trained classifier cannot form an ensemble, because latents of different "
-                "compressors cannot be combined: give last_stage=joint or last_stage=classifier"
+                "compressors cannot be combined: use last_stage=joint or last_stage=classifier"
             )
         return super().shared_settings()
 

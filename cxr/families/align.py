@@ -95,46 +95,47 @@ class AlignRecipe(Recipe):
     reduction: int = 2
     """Factor by which the image and the lung map are reduced for the localization network, to save time."""
     pooling: Pooling = "grid"
-    """What the hidden layer after the backbone sees. grid: the features in 4 x 4 cells; mean: their mean, as in the
-    classifiers that ImageNet weights come from."""
+    """Pooling between the backbone and the hidden layer. grid: the means of 4 x 4 cells; mean: the global mean, as in
+    classifiers trained on ImageNet."""
     backbone_pretrained: str = ""
     """Initial weights of a ResNet: a path or URI of a state dict or checkpoint, or a torchvision name such as
     IMAGENET1K_V1. auto uses torchvision's weights if they can be downloaded. Empty: random weights."""
     decay: Decay = "cosine"
-    """How the learning rate falls to 0. cosine: after a warmup; linear: from the first step, without a warmup."""
+    """Learning rate schedule, down to 0. cosine: after a warmup; linear: from the first step, without a warmup."""
     output_width: int = 0
-    """Width in pixels of the aligned images, whose height is `size`, in the loss and in saved images. 0: square."""
+    """Width in pixels of the aligned images in the loss and in saved images; their height is --size. 0: square."""
     target: TargetStrategy = "structure"
     """What images are aligned to. mean: the mean image; lung_crops: the mean of the images cropped to their lungs;
     features: the mean of the images' features; structure: the mean of the aligned images, updated after every
     epoch."""
     target_uri: str = ""
-    """Path or URI of a saved target.pt to align to; it is never updated. Empty: `target` decides."""
+    """Path or URI of a saved target.pt to align to, which is never updated. Empty: compute the target that --target
+    names."""
 
     lungs: bool = True
     """Use a map of the lung fields as an input of the network and in the loss. Without it, only the images are
     compared."""
     lung_pretrained: str = SHIPPED
-    """Weights of the lung network, which lungs=True and target=lung_crops use. phantoms: the network shipped with
-    this package, which was trained on phantoms only. train: train one on phantoms first, at this input size.
-    Otherwise, the path or URI of a state dict or of an aligner's checkpoint."""
+    """Weights of the lung network for --lungs and --target lung_crops. phantoms: the network that ships with cxr and
+    was trained on phantoms only. train: train one on phantoms first, at this input size. Otherwise, the path or URI
+    of a state dict or of an aligner's checkpoint."""
     lung_phantoms: int = 1000
-    """Number of phantoms to train the lung network on, if lung_pretrained=train."""
+    """Number of phantoms to train the lung network on, with --lung-pretrained train."""
     lung_steps: int = 500
-    """Number of training steps of the lung network, with 16 phantoms each, if lung_pretrained=train."""
+    """Number of training steps of the lung network, with 16 phantoms each, with --lung-pretrained train."""
 
     feature_network: FeatureKind = "local"
     """Network of the perceptual loss. local needs no weights; lungs is the encoder of a lung network."""
     feature_pretrained: str = pretrained.AUTO
     """Weights of the feature network: a path or URI of a state dict or checkpoint, or a torchvision name such as
-    IMAGENET1K_V1. auto uses the shipped lung network for feature_network=lungs; for others, torchvision's weights if
-    they can be downloaded, otherwise feature_network=local."""
+    IMAGENET1K_V1. auto: the lung network that ships with cxr for --feature-network lungs; for other networks,
+    torchvision's weights if they can be downloaded, otherwise --feature-network local."""
     feature_sha256: Annotated[str, tyro.conf.Suppress] = ""
     """SHA-256 of those weights, set by `resolve_weights`."""
     feature_layers: int = 3
     """Number of layers whose features are compared."""
     first_feature_layer: int = 1
-    """The shallowest of these layers. 1: the network's first; for vgg16, 2 is relu2_2."""
+    """Index of the shallowest of these layers, from 1. For vgg16, 2 is relu2_2."""
 
     overlap_weight: float = 10.0
     """Weight of the overlap loss: 1 − Dice of the lung fields and those of the target."""
@@ -158,7 +159,7 @@ class AlignRecipe(Recipe):
     translate: float = 0.1
     """Augmentation: maximum translation as a fraction of the width."""
     gamma: float = 1.5
-    """Augmentation: maximum gamma, up and down. 1: only brightness and contrast change."""
+    """Augmentation: maximum gamma, and its inverse the minimum. 1: only brightness and contrast change."""
     noise: float = 0.02
     """Augmentation: maximum standard deviation of noise; white is 1."""
 

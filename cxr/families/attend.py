@@ -55,9 +55,10 @@ _HASHES = 1 << 20
 class AttendRecipe(HeatmapBoxesRecipe):
     """Align, attend and locate (CIA-Net, Liu et al., ICCV 2019), which was published without code.
 
-    An aligner maps every image to a common frame, each image is compared with one without findings, and a grid of
-    cells learns from labels, and from boxes if there are any, which cells contain findings. The paper's settings are
-    size=512 and backbone=resnet50 with all four stages and torchvision's weights; see also `box_weight`.
+    An aligner maps every image to a common frame, and each image is compared with one without findings. The network
+    predicts in which cells of a grid each finding is. It learns this from labels, and from boxes if there are any.
+    The paper's settings are size=512 and backbone=resnet50 with all four stages and torchvision's weights; see also
+    box_weight.
 
     In training, an image is compared with another image of the same step. In scoring, where no label may be known, it
     is compared with the mean features of the training images without findings, which are saved in the checkpoint
@@ -80,8 +81,8 @@ class AttendRecipe(HeatmapBoxesRecipe):
     lr: float = 5e-4
 
     aligner: str = ""
-    """URI of a checkpoint of family align that aligns the images within the network, so that they are to be stored
-    whole. Empty: no alignment."""
+    """URI of a checkpoint of family align. It aligns the images within the network, so images must be stored whole.
+    Empty: no alignment."""
     aligner_recipe: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
     """The recipe in that checkpoint; read from it."""
     backbone: ContrastBackbone = "resnet18"
@@ -89,13 +90,13 @@ class AttendRecipe(HeatmapBoxesRecipe):
     backbone_stages: ContrastStages = 3
     """Number of backbone stages: all 4 (as published) downsample an image by 32, the first 3 by 16."""
     grid: int = 0
-    """Number of cells along each side of the grid in which findings are located. 0: the backbone's output size; the
-    paper uses 16."""
+    """Number of cells along each side of the grid in which findings are located; the paper uses 16. 0: as in the
+    backbone's output."""
 
     positive_fraction: float | None = 0.5
     """Fraction of an epoch's images that have at least one finding. None: as in the archive."""
     box_weight: float = 1.0
-    """Weight in the loss of a finding with a box, relative to a finding with only a label. Larger values improve
+    """Loss weight of a finding with a box, relative to a finding with only a label. Larger values improve
     localization and worsen classification. The paper's value of 5 corresponds to .1 here, because the paper rescales
     the factors of the cells to [.98, 1], which reduces the influence of each cell by a factor of 50."""
     box_fraction: float = 1.0

@@ -202,11 +202,11 @@ class Recipe(ABC):
     clip: float = 1.0
     """Maximum gradient norm; larger gradients are scaled down. 0: no clipping."""
     ema: float = 0.0
-    """Decay of the moving average of the weights, which is validated and saved instead of the weights. 0: no
+    """Decay of the exponential moving average of the weights, which is validated and saved in their place. 0: no
     average."""
     patience: int = 0
-    """Number of epochs of the last stage without a better monitored metric after which training stops. 0: never stop
-    early."""
+    """Early stopping: number of epochs of the last stage without improvement of the monitored metric after which
+    training stops. 0: never stop early."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of convolutions and matrix products in training. auto uses bfloat16 on GPUs and float32 on CPUs.
     bfloat16 halves the time on CPUs with AVX512-BF16 or AMX; all other CPUs use float32 in any case."""
@@ -219,17 +219,17 @@ class Recipe(ABC):
     lung_margin: float = MARGIN
     """Margin added on each side of the smallest square around the lungs, as a fraction of its side."""
     aligner: str = ""
-    """URI of a checkpoint of family align. Images are turned, stretched and moved into its common frame, in one
-    resampling of the original's pixels. Family attend aligns in its network instead. Empty: no alignment."""
+    """URI of a checkpoint of family align. Images are registered to its common frame, in a single resampling of the
+    original pixels. Family attend aligns in its network instead. Empty: no alignment."""
     denoise: Denoise = "none"
     """Noise removal after decoding: median, or nlm (non-local means, about 0.3 s of one core per 1024 x 1024
     image)."""
     normalize: Normalize = "none"
     """Gray-value normalization. percentile maps each image's 1st and 99th percentile to black and white."""
     equalize: Equalize = "none"
-    """Contrast equalization. clahe equalizes local contrast, with a limit."""
+    """Contrast equalization. clahe: contrast-limited adaptive histogram equalization."""
     folds: int = 0
-    """Divide the patients of the train and val splits into this many folds and validate on one of them. 0: use the
+    """Divide the patients of the train and val splits into this many folds, and validate on one of them. 0: use the
     archive's own split."""
     fold: int | None = None
     """Index of the fold to validate on, from 0. Unset: a training job trains one network per fold."""

@@ -29,12 +29,13 @@ class HeatmapBoxesRecipe(ClassifierRecipe):
     score_columns: ClassVar[pa.Schema] = pa.schema([*ClassifierRecipe.score_columns, *schema.BOX_SCORES])
 
     box_threshold_mode: ThresholdMode = "share"
-    """Which cells of a map belong to a box. share: cells above a fraction of the map's maximum; otsu: cells above
-    Otsu's threshold; wang: cells above each of two fixed thresholds, 60 and 180 of 255 (Wang et al. 2017)."""
+    """How a map is thresholded before boxes are drawn around its connected regions. share: at a fraction of the map's
+    maximum; otsu: at Otsu's threshold; wang: at each of two fixed thresholds, 60 and 180 of 255 (Wang et al.
+    2017)."""
     box_threshold: float = 0.5
-    """Fraction of the map's maximum, for box_threshold_mode=share."""
+    """Fraction of the map's maximum, for --box-threshold-mode share."""
     min_box_score: float = 0.1
-    """A finding whose map has a maximum, in [0, 1], below this value gets no box."""
+    """Minimum of a map's maximum, in [0, 1]: findings whose maps stay below it get no box."""
     max_boxes: int = 3
     """Maximum number of boxes per finding and image."""
 

@@ -57,7 +57,7 @@ def latent_encoder(recipe: Recipe) -> LatentEncoder:
     """
     if isinstance(recipe, LatentEncoder):
         return recipe
-    raise UserError(f"family {recipe.family!r} has no latents: give a checkpoint of a family that compresses images")
+    raise UserError(f"family {recipe.family!r} has no latents: use a checkpoint of a family that compresses images")
 
 
 @runtime_checkable

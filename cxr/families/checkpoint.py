@@ -122,7 +122,7 @@ def load(uri: str) -> Checkpoint:
         pretrained.load(network, state, "the network", exact=True)
     except ValueError as error:
         raise UserError(
-            f"{uri} does not contain the weights of the network that its recipe describes: {error}. Give "
+            f"{uri} does not contain the weights of the network that its recipe describes: {error}. Use "
             f"another checkpoint"
         ) from error
     return Checkpoint(uri, recipe, network.eval(), tuple(about["findings"]), about)
@@ -135,7 +135,7 @@ def check_same_settings(about: Mapping[str, Any], recipe: Recipe, findings: Sequ
         changed.append("the archive has other findings")
     if changed:
         raise UserError(
-            f"the run to resume has other settings ({'; '.join(changed)}): give the same settings, or another --out"
+            f"the run to resume has other settings ({'; '.join(changed)}): use the same settings, or another --out"
         )
 
 

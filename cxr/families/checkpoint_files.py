@@ -29,7 +29,7 @@ def read_about(uri: str) -> dict[str, Any]:
     """The contents of checkpoint.json, checked to be of a kind and version that can be read here."""
     if not storage.exists(storage.join(uri, ABOUT)):
         raise UserError(
-            f"{uri} contains no {ABOUT}: give the folder of a checkpoint, for example `checkpoint` in a result.json"
+            f"{uri} contains no {ABOUT}: use the folder of a checkpoint, for example `checkpoint` in a result.json"
         )
     about = storage.read_json(storage.join(uri, ABOUT))
     if not isinstance(about, dict):

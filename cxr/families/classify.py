@@ -54,7 +54,7 @@ SIZES: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
-    """A multi-label classifier of whole images (presets: CheXNet, ConvNeXt, a frozen DINOv2)."""
+    """A multi-label classifier of whole images."""
 
     family: ClassVar[str] = "classify"
 
@@ -67,19 +67,19 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     """Backbone. small: a ResNet with 250,000 parameters, for CPUs; timm:NAME: a network of timm; otherwise a network
     of torchvision, such as densenet121."""
     input: str = "imagenet"
-    """Values that the backbone expects: the number of channels, their range, and the mean and standard deviation by
-    which they are normalized. imagenet, inception, dinov2, rad-dino, eva-x and clip (three channels), unit (one
-    channel in [0, 1]), or torchxrayvision (one channel in [-1024, 1024]). rad-dino and torchxrayvision also crop
-    images to a square."""
+    """Input that the backbone expects: the number of channels, their range, and the mean and standard deviation for
+    normalization. imagenet, inception, dinov2, rad-dino, eva-x and clip (three channels), unit (one channel in
+    [0, 1]), or torchxrayvision (one channel in [-1024, 1024]). rad-dino and torchxrayvision also crop images to a
+    square."""
     head: HeadName = "linear"
-    """Classifier on the backbone. linear: a linear layer on its pooled features; mlp: two layers on them;
+    """Classifier on top of the backbone. linear: a linear layer on its pooled features; mlp: two layers on them;
     attention: a linear layer, with learned attention as pooling; mil: multiple-instance learning, in which an image
     shows a finding if any position does; lse: log-sum-exp of the positions' logits."""
     freeze_backbone: bool = False
     """Keep all weights of the backbone fixed in training."""
     freeze_layers: int = 0
-    """Number of layers of the backbone, from the input, whose weights stay fixed in training. The stem is one layer,
-    and so is each block."""
+    """Number of layers of the backbone, counted from the input, whose weights stay fixed in training. The stem and
+    each block count as one layer."""
     head_epochs: int = 0
     """Number of epochs of a first stage that trains only the head. 0: no such stage."""
 
@@ -92,13 +92,13 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     gamma_negative: float = 4.0
     """Exponent of negatives in the asymmetric loss."""
     margin: float = 0.05
-    """Probability up to which negatives have no loss in the asymmetric loss."""
+    """Probability below which negatives do not contribute to the asymmetric loss."""
     pos_weight_power: float = 0.0
     """Exponent p of the weight (negatives / positives)^p of a finding's positives in the loss; negatives have weight
     1. 0: unweighted."""
     layer_decay: float = 1.0
-    """Factor by which the learning rate falls from each layer of the backbone to the layer before it. 1: all layers
-    have the same learning rate; the head's is always `lr`."""
+    """Layer-wise learning rate decay: factor from each layer of the backbone to the layer before it. 1: all layers
+    have the same learning rate; that of the head is always --lr."""
 
     mixup: float = 0.0
     """Augmentation: parameter alpha of mixup (Zhang et al. 2018), which averages pairs of images and their labels. A
@@ -127,7 +127,7 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
         if self.keeps_weights and not self.backbone_pretrained:
             raise UserError(
                 f"freeze_backbone or freeze_layers without backbone_pretrained: {self.backbone} would stay randomly "
-                f"initialized. Give backbone_pretrained, a path, a URI or a torchvision name"
+                f"initialized. Set backbone_pretrained to a path, a URI or a torchvision name"
             )
         if self.freeze_backbone and self.head_epochs:
             raise UserError(

@@ -99,7 +99,7 @@ def check_crop(info: ShardInfo, crop: ImageCrop | None) -> None:
     how = f"with {crop.options()}" if crop else "without --lung-crop, --aligner and --center-crop"
     raise UserError(
         f"{info.uri} contains {_crop_text(info.crop)}, but {_crop_text(expected)} are needed: run "
-        f"cxr ingest {how} into another --out, or give the archive that these shards were made of"
+        f"cxr ingest {how} into another --out, or use the archive that these shards were made of"
     )
 
 
@@ -119,7 +119,7 @@ def check_enhancement(info: ShardInfo, enhancement: Enhancement) -> None:
         actual, expected = info.enhancement.options() or "no enhancement", enhancement.options()
         raise UserError(
             f"{info.uri} was ingested with {actual}, but this run needs {expected or 'no enhancement'}: run "
-            f"cxr ingest {expected or 'without these options'} into another --out, or give the archive "
+            f"cxr ingest {expected or 'without these options'} into another --out, or use the archive "
             f"that these shards were made of"
         )
 
@@ -132,7 +132,7 @@ def fold_of(recipe: Recipe) -> Fold | None:
     """
     if recipe.folds and recipe.fold is None:
         raise UserError(
-            f"folds={recipe.folds} without fold: only a train job trains all of them. Give --fold, from 0 to "
+            f"folds={recipe.folds} without fold: only a train job trains all of them. Use --fold, from 0 to "
             f"{recipe.folds - 1}"
         )
     return Fold(recipe.fold, recipe.folds) if recipe.fold is not None else None
@@ -153,7 +153,7 @@ def check_raw(recipe: Recipe, archive: str) -> None:
     if needed := _needs_own_reader(recipe):
         raise UserError(
             f"{archive} is not shards, but {needed} require the list of all images before the first is decoded. "
-            f"Leave --stream out, or run cxr ingest and give its --out as --archive"
+            f"Leave --stream out, or run cxr ingest and use its --out as --archive"
         )
 
 
@@ -180,7 +180,7 @@ def _check_splits(archives: Sequence[ShardInfo | RawArchive], fold: Fold | None)
         rejects = sum(archive.rejects for archive in archives if isinstance(archive, ShardInfo))
         raise UserError(
             f"expected usable images in the train split and in the val split of {_names(archives)}, got {train} and "
-            f"{val}, and {rejects} images that cannot be used: give an archive of more patients, or repair its images"
+            f"{val}, and {rejects} images that cannot be used: use an archive of more patients, or repair its images"
         )
 
 
@@ -188,14 +188,14 @@ def _check_findings(archive: ShardInfo | RawArchive, recipe: Recipe) -> None:
     """Raise UserError unless the archive has labels, where the recipe's family learns or samples by them."""
     if {schema.LABELS, schema.BOXES} & {*recipe.columns} and not archive.findings:
         raise UserError(
-            f"{archive.uri} has no labels, but family {recipe.family} learns from labels: give an archive that has "
+            f"{archive.uri} has no labels, but family {recipe.family} learns from labels: use an archive that has "
             f"labels, or add them with --labels or --boxes"
         )
     sampling = sampling_of(recipe)
     if sampling and sampling.finding != schema.ANY_FINDING and sampling.finding not in archive.findings:
         raise UserError(
             f"{archive.uri} has no labels of {sampling.finding}, so its images cannot be sampled by it: its findings "
-            f"are {', '.join(archive.findings) or 'none'}. Give another archive, or train without a positive fraction"
+            f"are {', '.join(archive.findings) or 'none'}. Use another archive, or train without a positive fraction"
         )
 
 
@@ -207,7 +207,7 @@ def _check_masks(archives: Sequence[ShardInfo | RawArchive], recipe: Recipe) -> 
     labels = [pc.struct_field(pc.list_flatten(table[schema.MASKS]), schema.LABEL) for table in manifests]
     if not any(pc.any(pc.equal(label, recipe.mask_label)).as_py() for label in labels):
         raise UserError(
-            f"{_names(archives)} has no mask of {recipe.mask_label}, from which family {recipe.family} learns: give "
+            f"{_names(archives)} has no mask of {recipe.mask_label}, from which family {recipe.family} learns: use "
             f"an archive with such masks, or add them with --masks"
         )
 
@@ -218,7 +218,7 @@ def _check_boxes(archives: Sequence[ShardInfo | RawArchive], recipe: Recipe) -> 
     if learned == {schema.PRED_BOXES} and not any(_has_boxes(archive) for archive in archives):
         raise UserError(
             f"{_names(archives)} has no boxes outside its test split, but family {recipe.family} learns from boxes: "
-            f"give an archive that has boxes, or add them with --boxes"
+            f"use an archive that has boxes, or add them with --boxes"
         )
 
 

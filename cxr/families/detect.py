@@ -68,7 +68,7 @@ CONVERSION = (
 
 @dataclass(frozen=True, kw_only=True)
 class DetectRecipe(Recipe):
-    """Detects boxes around findings. Images without boxes train the background of findings labeled negative."""
+    """Detects findings as bounding boxes. Images without boxes are background for findings labeled negative."""
 
     family: ClassVar[str] = "detect"
     mode: ClassVar[Literal["min", "max"]] = "max"
@@ -96,7 +96,7 @@ class DetectRecipe(Recipe):
     architecture: YoloSize = "yolov5n"
     """Network, from the smallest (yolov5n) to the largest (yolov5x)."""
     pretrained: str = ""
-    """Initial weights: the path or URI of a state dict or checkpoint. Empty: random weights."""
+    """Initial weights: path or URI of a state dict or checkpoint. Empty: random weights."""
 
     final_lr_fraction: float = 0.01
     """Learning rate at the end, as a fraction of `lr`."""
@@ -108,9 +108,9 @@ class DetectRecipe(Recipe):
     """Learning rate of biases in the first step of SGD."""
 
     incomplete_boxes: Literal["mask", "exclude"] = "mask"
-    """How to use images with a finding that is positive but has no box, or whose label is unknown. mask: ignore this
-    finding in such an image (it counts neither as background nor as a false positive) and use the image for all
-    other findings. exclude: do not use such images. They are the majority of the images with boxes in
+    """How to use an image with a finding that is positive but has no box, or whose label is unknown. mask: ignore
+    this finding in the image (it counts neither as background nor as a false positive), and use the image for all
+    other findings. exclude: do not use such images, which are the majority of the images with boxes in
     ChestX-ray14."""
 
     box_weight: float = 7.5
@@ -121,9 +121,9 @@ class DetectRecipe(Recipe):
     """Weight of the distribution focal loss of box edges."""
 
     mosaic: float = 1.0
-    """Augmentation: fraction of training images that are mosaics of four images."""
+    """Augmentation: probability that a training image is a mosaic of four images."""
     mixup: float = 0.0
-    """Augmentation: fraction of training images that are blended with another image."""
+    """Augmentation: probability that a training image is blended with another image."""
     close_mosaic: int = 10
     """Number of epochs without mosaic and mixup at the end."""
     rotation_deg: float = 0.0
@@ -135,13 +135,14 @@ class DetectRecipe(Recipe):
     shear_deg: float = 0.0
     """Augmentation: maximum shear along either axis in degrees."""
     flip: float = 0.5
-    """Augmentation: fraction of images that are mirrored."""
+    """Augmentation: probability of a horizontal flip."""
     hsv_v: float = 0.4
-    """Augmentation: brightness factors are within 1 ± this value. (The name is that of Ultralytics.)"""
+    """Augmentation: brightness factors are within 1 ± this value. The name is Ultralytics'."""
     nms_iou: float = 0.7
-    """IoU above which, of two overlapping boxes of a finding, the one with the lower score is dropped."""
+    """IoU threshold of non-maximum suppression: of two boxes of a finding that overlap more, the one with the lower
+    score is dropped."""
     fusion_iou: float = 0.55
-    """IoU above which boxes of a finding from different members of an ensemble are fused."""
+    """IoU above which the boxes of a finding from different members of an ensemble are fused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -307,7 +308,7 @@ class DetectTask(Task):
             self.network.load(pretrained.from_uri(self.recipe.pretrained))
         boxed = any(not bool(batch[schema.BOXES].isnan().all()) for batch in batches())
         if not workers.sum(torch.tensor(float(boxed), device=self.epoch.device)).item():
-            raise UserError("expected boxes, got a train split without any: give an archive whose source has boxes")
+            raise UserError("expected boxes, got a train split without any: use an archive whose source has boxes")
 
     def end_epoch(self, workers: Communicator) -> None:
         self.epoch += 1

@@ -313,7 +313,7 @@ def _suitable(data: str, recipe: EnsembleRecipe, first: Checkpoint) -> ShardInfo
     if {schema.LABELS, schema.BOXES} & {*recipe.columns} and info.findings != first.findings:
         raise UserError(
             f"{info.uri} has the findings {', '.join(info.findings)}, but the members of the ensemble predict "
-            f"{', '.join(first.findings)}: give shards with the same findings in the same order"
+            f"{', '.join(first.findings)}: use shards with the same findings in the same order"
         )
     return info
 

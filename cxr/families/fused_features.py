@@ -45,7 +45,7 @@ class FusedFeaturesRecipe(EnsembleRecipe):
         """
         for recipe in members:
             if not isinstance(recipe, ClassifyRecipe):
-                raise UserError(f"expected checkpoints of family classify, got {recipe.family}: give others")
+                raise UserError(f"expected checkpoints of family classify, got {recipe.family}: use others")
         if head not in POOLED_HEADS:
             raise UserError(f"head={head}: expected {' or '.join(POOLED_HEADS)} on the features of several networks")
         check_images(members)

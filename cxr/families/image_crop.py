@@ -106,7 +106,7 @@ def by_lungs(uri: str, margin: float = MARGIN) -> LungCrop:
     uri, sha256, recipe = _of_whole_images("lung_crop", uri)
     if schema.PRED_MASK_RLE not in recipe.score_columns.names or recipe.mask_label != schema.LUNGS:
         raise UserError(
-            f"lung_crop={uri}: a checkpoint of family {recipe.family!r}, which does not segment lungs. Give one that "
+            f"lung_crop={uri}: a checkpoint of family {recipe.family!r}, which does not segment lungs. Use one that "
             f"cxr train lungs made"
         )
     return LungCrop(uri, sha256, margin)
@@ -121,7 +121,7 @@ def by_aligner(uri: str) -> Alignment:
     uri, sha256, recipe = _of_whole_images("aligner", uri)
     if schema.THETA not in recipe.score_columns.names:
         raise UserError(
-            f"aligner={uri}: a checkpoint of family {recipe.family!r}, which does not align images. Give one that "
+            f"aligner={uri}: a checkpoint of family {recipe.family!r}, which does not align images. Use one that "
             f"cxr train align made"
         )
     return Alignment(uri, sha256)
@@ -135,7 +135,7 @@ def _of_whole_images(setting: str, uri: str) -> tuple[str, str, Recipe]:
     if recipe.crop_setting:
         raise UserError(
             f"{setting}={uri}: expected a checkpoint for whole images, got one that was trained with "
-            f"{recipe.crop_setting}. Give one that was trained without it"
+            f"{recipe.crop_setting}. Use one that was trained without it"
         )
     return uri, about["sha256"], recipe
 

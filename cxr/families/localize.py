@@ -77,10 +77,11 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     """Sharpness r of log-sum-exp pooling (Pinheiro and Collobert 2015): near 0 it equals the mean, above 10 nearly
     the maximum."""
     fusion: Fusion = "logits"
-    """What the stages' maps are combined into: logits, each pooled from the map of one stage, as published; or maps:
-    one map, which is pooled. Unless pooling=mean, small findings are learned earlier with maps."""
+    """How the stages are combined. logits: each stage's map is pooled, and the logits are combined, as published;
+    maps: the maps are combined before pooling. Small findings are learned earlier with maps, unless pooling is
+    mean."""
     relevance_gain: float = 10.0
-    """How much faster relevance is learned than other weights. At 1 it stays nearly uniform."""
+    """Learning rate of the relevance, relative to other weights. At 1, relevance stays nearly uniform."""
     pos_weight_power: float = 1.0
     """Exponent p of the weights (N / N_class)^p of the positives and negatives of a finding in the cross-entropy. 1:
     as published (beta_P, beta_N); 0: unweighted. (Family aecnn weights only the positives.)"""

@@ -87,7 +87,7 @@ def model_card(about: Mapping[str, Any]) -> str:
 
 
 _USE = """\
-Give the folder that contains this file, or its URI:
+Use the folder that contains this file, or its URI:
 
     cxr score --archive ARCHIVE --checkpoint FOLDER --out OUT
     cxr export onnx --checkpoint FOLDER --out OUT

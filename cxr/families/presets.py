@@ -132,22 +132,22 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "validation. Reported: mean AUROC .8241 with DenseNet-201, .8226 with DenseNet-121, .8220 for a "
             "DenseNet-121 without the codec, and 35.8 dB on patches.",
             differences=(
-                "the codec starts as resizing in one of its 32 channels, not from random weights",
+                "one of the codec's 32 channels is initialized to resizing, not randomly",
                 "latents are rounded to 8 bits in training, too, and gradients pass through the rounding",
                 "clipping to [0, 1] blocks only gradients that drive a clipped value further outside; those of the "
                 "paper's clipped ReLU are 0 there",
-                "learning rates warm up and follow a cosine instead of falling to a tenth every 5 epochs, and the "
+                "learning rates have a warmup and cosine decay instead of falling to a tenth every 5 epochs, and the "
                 "optimizer is AdamW instead of Adam",
                 "gradients are clipped at a norm of 1",
                 "layers compute in bfloat16, where the hardware supports it",
-                "the classifier stage sees means of 4 x 4 pixels of crops of 896 px, rotated like those of the joint "
-                "stage, instead of images resized to 256 px, cropped to 224 px and only flipped",
-                "the autoencoder stage has a schedule of its own: 5 epochs from 1e-3, four patches of each image in "
+                "the classifier stage trains on crops of 896 px that are averaged over 4 x 4 pixels and rotated as "
+                "in the joint stage, instead of images resized to 256 px, cropped to 224 px and only flipped",
+                "the autoencoder stage has its own schedule: 5 epochs from 1e-3, with four patches of each image in "
                 "each of four steps",
                 "all stages share the batch size of 8",
                 "the ten crops are cut from the latent of the whole image, not encoded one by one",
-                "batch norm adapts throughout; the published run froze it after the first epoch by mistake "
-                "(--batchnorm-calibration-epochs 1)",
+                "batch norm statistics are updated throughout; the published run froze them after the first epoch by "
+                "mistake (--batchnorm-calibration-epochs 1)",
                 "validation images are chosen by a hash of the patient, about a tenth of the official train_val list",
             ),
         ),
@@ -174,17 +174,17 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {"size": 512, "backbone": "resnet50", "backbone_stages": 4, "backbone_pretrained": "IMAGENET1K_V1"},
             archive={"stored_size": 512},
             protocol="ChestX-ray14, five folds of the images with boxes, with all others for training. Reported: "
-            "mean accuracy of eight findings of .53, .39 and .12 at T(IoU) = .3, .5 and .7. The paper has no code; "
-            "what its text says is followed as far as it was available.",
+            "mean accuracy of eight findings of .53, .39 and .12 at T(IoU) = .3, .5 and .7. No code was published; "
+            "this implementation follows the paper's text as far as it was available.",
             differences=(
                 "the factors of the cells are not rescaled to [.98, 1]; losses are sums of logarithms, and a finding "
                 "with a box weighs as much as one with a label (the paper's 5 is .1 here)",
                 "in scoring, an image is compared with the mean features of training images without findings, not "
                 "with one such image",
-                "the aligner is one of family align, not trained towards the mean of 500 normal images",
+                "the aligner is that of family align, not one trained towards the mean of 500 normal images",
                 "without --aligner, images are not aligned",
                 "half of the images of an epoch have a finding",
-                "boxes are made of the cells' maps at half of their maximum (--box-threshold-mode)",
+                "the cells' maps are thresholded at half of their maximum to obtain boxes (--box-threshold-mode)",
                 "the optimizer (AdamW from 5e-4 along a cosine, 12 epochs of batches of 16, gradients clipped), the "
                 "augmentation and bfloat16 are this family's",
                 "the official split has no training images with boxes; see the family's documentation for folds",
@@ -274,7 +274,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         # Oquab et al. 2023 (arXiv 2304.07193): a linear layer on frozen features.
         "vit-dinov2-frozen": Preset(
-            "A linear layer on a frozen DINOv2 ViT-B/14; give its weights with --backbone-pretrained.",
+            "A linear layer on a frozen DINOv2 ViT-B/14; name its weights with --backbone-pretrained.",
             {
                 "size": 224,
                 "epochs": 10,
@@ -310,12 +310,12 @@ PRESETS: dict[str, dict[str, Preset]] = {
             ".4) for one network.",
             differences=(
                 "the head is the anchor-free one of YOLOv5u, not the anchors of 2020, and its losses are CIoU, "
-                "cross-entropy and distribution focal loss, without an objectness",
-                "accumulated gradients count from the first step; Ultralytics raises their number in the warmup",
+                "cross-entropy and distribution focal loss, without an objectness loss",
+                "the number of accumulated batches is constant; Ultralytics increases it during the warmup",
                 "partners of mosaic and mixup come from a window of 64 images, not from all",
-                "images are gray, so that hue and saturation do not vary",
+                "images are grayscale, so hue and saturation are not augmented",
                 "findings without a known box are masked, not trained as background",
-                "class layers of pretrained weights are skipped if the number of findings differs",
+                "classification layers of pretrained weights are not loaded if the number of findings differs",
                 "random initial weights unless --pretrained names others",
             ),
         ),
@@ -325,15 +325,15 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "Sedai et al. 2018: DenseNet-121, average pooling, images of 512 px.",
             {"size": 512, "backbone": "densenet121", "backbone_pretrained": "IMAGENET1K_V1", "pooling": "mean"},
             archive={"stored_size": 512},
-            protocol="ChestX-ray14, 112,000 images, trained on labels alone. The paper reports gains for nodules and "
-            "masses over the last stage alone. Only its abstract and what others quote were available; the rest is a "
-            "reconstruction.",
+            protocol="ChestX-ray14, 112,000 images, trained on labels only. The paper reports gains for nodules and "
+            "masses over using only the last stage. Only its abstract and quotations in other papers were available; "
+            "the rest is a reconstruction.",
             differences=(
-                "maps are scaled by two numbers per stage and finding from validation images, not by each image's "
-                "own range",
-                "the relevance of stages learns ten times as fast as other weights",
-                "boxes are made at half of a map's maximum; Wang et al.'s thresholds 60 and 180 are "
-                "--box-threshold-mode wang",
+                "maps are scaled by two numbers per stage and finding, which are measured on validation images, not "
+                "by each image's own range",
+                "the learning rate of the stages' relevance is ten times that of other weights",
+                "maps are thresholded at half of their maximum to obtain boxes; for Wang et al.'s thresholds 60 and "
+                "180, use --box-threshold-mode wang",
                 "the optimizer (AdamW from 2e-3 along a cosine, 20 epochs of batches of 16, gradients clipped), the "
                 "augmentation (flips, rotation, zoom, translation, exposure) and bfloat16 on GPUs are this family's; "
                 "the paper's were not available",
@@ -347,7 +347,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {"size": 96, "epochs": 12, "warmup_size": 0, "warmup_epochs": 0, "batch_size": 8, "ema": 0.9},
         ),
         "reported": Preset(
-            "The 100 epochs behind the lung figures in the documentation.", {"epochs": 50, "warmup_epochs": 50}
+            "100 epochs, as for the lung segmentation results in the documentation.",
+            {"epochs": 50, "warmup_epochs": 50},
         ),
     },
     "pneumothorax": {
@@ -368,12 +369,12 @@ PRESETS: dict[str, dict[str, Preset]] = {
             protocol="SIIM-ACR: 12,047 images, five folds. Reported: a Dice of .868 on the private test images for "
             "the winners' ensemble.",
             differences=(
-                "one U-Net on ResNet-34 instead of AlbuNet-34, a U-Net on ResNet-50 and one on SE-ResNeXt-50 with "
-                "scSE, in five folds each (--folds 5, --members 5)",
-                "images of 512 px only, not 1024 px afterwards",
+                "one U-Net on ResNet-34, not five folds each (--folds 5, --members 5) of AlbuNet-34, of a U-Net on "
+                "ResNet-50 and of one on SE-ResNeXt-50 with scSE",
+                "images of 512 px only, without further training at 1024 px",
                 "the fraction of positives falls linearly over 20 epochs; theirs was .8, .6 and .4 in turn",
-                "losses weigh 3 : 1 : 4 (cross-entropy, Dice, focal) throughout, and another one, for the image as a "
-                "whole, weighs .5",
+                "the weights of the losses are 3 : 1 : 4 (cross-entropy, Dice, focal) throughout, and an image-level "
+                "loss is added with a weight of .5",
                 "the rule for empty masks is chosen on the validation images, not (.75, 2000, .3)",
                 "AdamW along a cosine instead of Adam; bfloat16; this family's augmentation",
                 "random initial weights unless --backbone-pretrained names ImageNet's",
@@ -400,11 +401,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "images are not padded by 100 px; the fully connected layers are padded instead, and upsampling "
                 "places cells by their receptive fields",
                 "one class with a sigmoid instead of 21 with a softmax",
-                "trained at once, not from FCN-32s over FCN-16s to FCN-8s",
+                "trained in one stage, not as FCN-32s, then FCN-16s, then FCN-8s",
                 "AdamW from 1e-4 along a cosine with batches of 8 instead of SGD with momentum .9, a fixed rate and "
                 "batches of 20",
                 "the loss is a mean over pixels, not their sum, and gradients are clipped",
-                "images are flipped, turned, zoomed and changed in exposure; the paper found no gain in augmentation",
+                "images are flipped, rotated, zoomed and changed in exposure; the paper found no gain from this",
                 "bfloat16, where the hardware supports it",
                 "there is no dropout after the fully connected layers",
             ),

@@ -90,8 +90,8 @@ def open_file(uri: str, *, trust: bool) -> Opened:
     except PythonObjectsError:
         if not trust:
             raise UserError(
-                f"{uri} holds Python objects, and only tensors are read without --trust. If you trust the source of "
-                f"the file, give --trust, on a machine outside the hospital's network: another process opens it"
+                f"{uri} contains Python objects, and only tensors are read without --trust. If you trust the source "
+                f"of the file, use --trust on a machine outside the hospital's network; a separate process opens it"
             ) from None
         read, facts = pickled_modules.open_in_subprocess(storage.read_bytes(uri))
         state = pretrained.with_current_names(read)
@@ -127,8 +127,8 @@ def import_weights(
     license = license or LICENSES[library]
     if not license:
         raise UserError(
-            f"the license of {opened.name} is not known: read its model card, and give its SPDX identifier with "
-            f"--license"
+            f"the license of {opened.name} is not known: look it up in its model card, and name its SPDX identifier "
+            f"with --license"
         )
     out = storage.normalize(out)
     published = _published(name, opened.name) if library == "torchxrayvision" else None
@@ -261,7 +261,7 @@ def _ultralytics(opened: Opened, out: str, origin: Mapping[str, Any], findings: 
 def _backbone(opened: Opened, out: str, origin: Mapping[str, Any], name: str) -> Imported:
     """Weights under timm's names, at the size at which timm has the network."""
     if not name:
-        raise UserError("expected timm's name of the network, such as vit_base_patch14_dinov2: give it as --name")
+        raise UserError("expected timm's name of the network, such as vit_base_patch14_dinov2, got none: add --name")
     network = timm_network(name)
     fit = pretrained.load(network, opened.state, name)
     origin = {**origin, "network": name, "backbone": f"timm:{name}", "fit": fit.describe()}

@@ -68,11 +68,11 @@ class SegmentationRecipe(Recipe):
     """Network: small_unet (1.3 million parameters, for CPUs), unet (on a ResNet), or fcn32s, fcn16s or fcn8s (Long et
     al. 2015)."""
     backbone: FcnBackbone = "resnet34"
-    """torchvision network on which a U-Net (ResNets only) or an FCN is built."""
+    """torchvision network that is the encoder of a U-Net (ResNets only) or the backbone of an FCN."""
     attention: Literal["none", "scse"] = "none"
     """Attention in the U-Net's decoder. scse weights channels and positions."""
     upsampling: Upsampling = "published"
-    """Which of an FCN's upsampling layers are learned: published (all but the last), learned (all) or fixed
+    """Which of an FCN's upsampling layers are learned: published (all except the last), learned (all) or fixed
     (none)."""
     fully_connected: bool = True
     """Keep the fully connected layers of AlexNet and VGG16, as convolutions. They contain most of the parameters."""
@@ -89,18 +89,17 @@ class SegmentationRecipe(Recipe):
     focal_weight: float = 0.0
     """Weight of the focal loss."""
     positive_weight: float = 1.0
-    """Weight of the mask's pixels in the cross-entropy. Other pixels have weight 1."""
+    """Weight of the pixels of the mask in the cross-entropy. Other pixels have weight 1."""
     image_weight: float = 0.0
-    """Weight of the loss of the second output, which predicts whether the mask is not empty. 0 turns this output
-    off."""
+    """Loss weight of the second output, which predicts whether the mask is not empty. 0: no second output."""
 
     warmup_size: int = 0
-    """Input size in pixels of a first stage, before training at `size` (progressive resizing). 0: no such stage."""
+    """Input size in pixels of a first stage, before training at --size (progressive resizing). 0: no such stage."""
     warmup_epochs: int = 0
-    """Number of epochs at `warmup_size`."""
+    """Number of epochs at --warmup-size."""
 
     flip: float = 0.5
-    """Augmentation: fraction of images that are mirrored."""
+    """Augmentation: probability of a horizontal flip."""
     rotation_deg: float = 10.0
     """Augmentation: maximum rotation in degrees."""
     max_zoom: float = 1.1
@@ -108,7 +107,7 @@ class SegmentationRecipe(Recipe):
     translate: float = 0.05
     """Augmentation: maximum translation as a fraction of the width."""
     elastic: float = 0.01
-    """Augmentation: maximum standard deviation of a smooth displacement, as a fraction of the width."""
+    """Augmentation: maximum standard deviation of the elastic deformation, as a fraction of the width."""
     gamma: float = 1.3
     """Augmentation: maximum exponent of gray values."""
     contrast: float = 0.2
@@ -138,7 +137,7 @@ class SegmentationRecipe(Recipe):
             )
         if self.freeze_backbone and not self.backbone_pretrained:
             raise UserError(
-                f"freeze_backbone without backbone_pretrained: {self.backbone} would stay randomly initialized. Give "
+                f"freeze_backbone without backbone_pretrained: {self.backbone} would stay randomly initialized. Set "
                 f"backbone_pretrained, a torchvision name or a URI"
             )
         try:
@@ -331,7 +330,7 @@ class SegmentationTask(Task):
         known = any(bool((batch[schema.MASKS][:, 0, 0] != NO_MASK).any()) for batch in batches())
         if not workers.sum(torch.tensor(float(known), device=self._rule.device)).item():
             raise UserError(
-                f"expected masks of {self.recipe.mask_label}, got a train split without any: give an archive whose "
+                f"expected masks of {self.recipe.mask_label}, got a train split without any: use an archive whose "
                 f"source has such masks"
             )
 

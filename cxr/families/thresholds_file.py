@@ -63,7 +63,7 @@ class ThresholdsFile:
             )
         if missing := {"family", "checkpoint_sha256", "criterion", "thresholds"} - set(values):
             raise UserError(
-                f"{uri}: expected {', '.join(sorted(missing))}, got none: give a file that cxr thresholds wrote"
+                f"{uri}: expected {', '.join(sorted(missing))}, got none: use a file that cxr thresholds wrote"
             )
         thresholds = values["thresholds"]
         if not isinstance(thresholds, dict) or not all(map(_is_share, thresholds.values())):
@@ -100,13 +100,13 @@ def with_thresholds(
             given = ", ".join(f"{models[name].uri} ({models[name].about['sha256'][:12]})" for name in names)
             raise UserError(
                 f"{uri}: expected thresholds of {given}, got those of another checkpoint, with SHA-256 "
-                f"{file.checkpoint_sha256[:12]}: give that checkpoint, or choose thresholds for this one with "
+                f"{file.checkpoint_sha256[:12]}: use that checkpoint, or choose thresholds for this one with "
                 f"cxr thresholds"
             )
         for name in named:
             if changed[name].thresholds:
                 raise UserError(
-                    f"expected one file of thresholds for {models[name].uri}, got another, {uri}: give one"
+                    f"expected one file of thresholds for {models[name].uri}, got a second one, {uri}: omit one"
                 )
             changed[name] = _applied(models[name], file, uri)
     return changed
@@ -116,13 +116,12 @@ def _applied(model: Checkpoint, file: ThresholdsFile, uri: str) -> Checkpoint:
     family = family_of(model.recipe.to_dict())
     if file.family != family:
         raise UserError(
-            f"{uri}: expected thresholds of family {family}, got {file.family}: give the file made for this "
-            f"checkpoint"
+            f"{uri}: expected thresholds of family {family}, got {file.family}: use the file made for this checkpoint"
         )
     known = decided_names(model.recipe, model.findings)
     if unknown := set(file.thresholds) - set(known):
         raise UserError(
-            f"{uri}: expected thresholds of {', '.join(known) or 'nothing'}, got {', '.join(sorted(unknown))}: give "
+            f"{uri}: expected thresholds of {', '.join(known) or 'nothing'}, got {', '.join(sorted(unknown))}: use "
             f"the file made for this checkpoint"
         )
     return replace(model, thresholds={name: float(value) for name, value in file.thresholds.items()})

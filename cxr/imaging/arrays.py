@@ -7,7 +7,7 @@ import numpy as np
 from cxr.errors import ImageRejectedError
 from cxr.imaging.image import Image, full_range, to_gray
 
-_HINT = "give the DICOM file or data set itself if you have it, whose display settings are then applied"
+_HINT = "pass the DICOM file or dataset itself if you have it, so that its display settings are applied"
 
 
 def image_from_array(array: np.ndarray) -> Image:
@@ -23,7 +23,7 @@ def image_from_array(array: np.ndarray) -> Image:
     if not gray_or_color or not array.size:
         raise ImageRejectedError(
             f"array of shape {array.shape}: expected (height, width), or (height, width, 3) in RGB, of one image; "
-            f"give several images as a list"
+            f"pass several images as a list"
         )
     native = array.dtype.newbyteorder("=")
     if native in (np.uint8, np.uint16):

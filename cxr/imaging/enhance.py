@@ -25,17 +25,15 @@ CLAHE_CLIP, CLAHE_TILES = 2.0, 8  # limit relative to a flat histogram; tiles pe
 
 @dataclass(frozen=True)
 class Enhancement:
-    """Optional processing of a decoded X-ray, in this order. Calling it returns pixels of the same shape and type.
-
-    It runs at the original's size, before any padding, and on each image separately.
-    """
+    """Optional processing of each decoded X-ray, in this order, at its original size and before any padding."""
 
     denoise: Denoise = "none"
     """Noise removal. median: 3 x 3 median filter. nlm: non-local means, adapted to the noise of the image; slow."""
     normalize: Normalize = "none"
     """Normalization. percentile: map the 1st and 99th percentile of the image to black and white."""
     equalize: Equalize = "none"
-    """Local contrast. clahe: CLAHE with a clip limit of 2 and 8 x 8 tiles."""
+    """Contrast equalization. clahe: contrast-limited adaptive histogram equalization, with a clip limit of 2 and
+    8 x 8 tiles."""
 
     def __post_init__(self) -> None:
         allowed = {"denoise": Denoise, "normalize": Normalize, "equalize": Equalize}

@@ -86,7 +86,7 @@ def chunks(images: Images, most_rows: int) -> Iterator[Chunk]:
     if rows:
         yield _chunk(rows)
     if number < 0:
-        raise UserError(f"expected at least one image, got none: give {_KINDS}, or several of them")
+        raise UserError(f"expected at least one image, got none: use {_KINDS}, or several of them")
 
 
 def _each(images: Images) -> Iterable[OneImage]:

@@ -67,7 +67,7 @@ def check_encoder(info: ShardInfo, model: Checkpoint) -> None:
     if not same_family or encoder_fingerprint(model) != about["encoder_sha256"]:
         difference = "has another encoder" if same_family else f"is of family {model.recipe.family!r}"
         raise UserError(
-            f"{model.uri} {difference}: latents can be scored only with the encoder that made them. Give "
+            f"{model.uri} {difference}: latents can be scored only with the encoder that made them. Use "
             f"{about['checkpoint']}, which made {info.uri}, or a checkpoint with the same encoder"
         )
 

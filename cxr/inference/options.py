@@ -43,27 +43,28 @@ class ScoreOptions:
     """File or URI of decision thresholds that `cxr thresholds` wrote. They replace those of the checkpoint that they
     were chosen for, and reports and exports of the run use them. Repeat the option for several checkpoints."""
     save_images: bool = False
-    """Also write pictures of the predictions, for example OUT/aligned/a.png.png for the image a.png."""
+    """Also write pictures of the predictions. Their names are those of the images, followed by .png: for the family
+    align, for example, the picture of a.png is OUT/aligned/a.png.png."""
     save_latents: bool = False
     """Also write OUT/latents, an archive of the compressed images, which can be scored like any other archive."""
     save_embeddings: bool = False
-    """Also write OUT/embeddings, a vector per image, on which `cxr train classify --embeddings OUT` trains another
-    classifier in seconds."""
+    """Also write OUT/embeddings with a vector per image, from which `cxr train classify --embeddings OUT` trains
+    another classifier in seconds."""
     pseudonymize: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
-    """Replace ids of patients, studies, series and images, and paths, by pseudonyms in all results. They are made
-    with the secret key in this file or URI, which needs at least 16 bytes."""
+    """Replace ids of patients, studies, series and images, and paths, by pseudonyms in all results. The pseudonyms
+    are keyed hashes; the secret key is in this file or URI and needs at least 16 bytes."""
     crosswalk: str = ""
-    """Folder or URI of Parquet files that lead from pseudonyms to ids and paths. It must not be inside OUT. Default:
-    the folder crosswalk beside the key."""
+    """Folder or URI in which to write the Parquet files that map pseudonyms to ids and paths. It must not be inside
+    OUT. Default: the folder crosswalk beside the key."""
     max_rejects: float = 0.5
-    """Fraction of unusable images above which the job fails. All other images are scored in any case. With
-    --new-only, the job fails only if at least 10 images are unusable."""
+    """Fraction of unusable images above which the job fails, after it has scored all other images. With --new-only,
+    the job fails only if at least 10 images are unusable."""
     new_only: bool = False
     """Score only images that are new or have changed since the previous runs with this --out, for example every
     night. If checkpoints or options have changed, all images are scored again. See docs/how-to/nightly.md."""
     until: Annotated[str, tyro.conf.arg(metavar="TIME")] = ""
-    """Stop at this time, and leave the remaining images for the next run with the same command: a time of
-    day such as 06:00, or a date and time such as 2026-01-31T06:00. Local time unless it has an offset from UTC."""
+    """Stop at this time, and leave the remaining images for the next run of the same command: a time of day such as
+    06:00, or a date and time such as 2026-01-31T06:00. Local time unless it has an offset from UTC."""
 
     def __post_init__(self) -> None:
         if self.until:
@@ -78,7 +79,7 @@ def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:
     archives = [storage.normalize(uri) for uri in uris]
     if len(set(archives)) < len(archives):
         (twice, _), *_ = Counter(archives).most_common()
-        raise UserError(f"expected a different archive for each --archive, got {twice} twice: give it once")
+        raise UserError(f"expected a different archive for each --archive, got {twice} twice: use it once")
     if len(archives) > 1 and options.save_latents:
         raise UserError(
             f"expected one --archive with --save-latents, got {len(archives)}: score each into an --out of its own"

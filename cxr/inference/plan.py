@@ -135,7 +135,7 @@ def rows_per_part(formats: Iterable[InputFormat]) -> int:
 
 def _check_any(images: int, archive: str, split: ScoredSplit) -> None:
     if not images:
-        raise UserError(f"expected images in the {split} split of {archive}, got none: give another --split, or all")
+        raise UserError(f"expected images in the {split} split of {archive}, got none: use another --split, or all")
 
 
 def _shard_parts(info: shards.ShardInfo, split: ScoredSplit) -> pa.Table:

@@ -63,7 +63,7 @@ def load(
         UserError: there is no checkpoint, it cannot be read, or this machine does not have the device.
     """
     if not isinstance(uri, (str, os.PathLike)):
-        raise UserError(f"expected the path or URI of a checkpoint, got {type(uri).__name__}: give a string")
+        raise UserError(f"expected the path or URI of a checkpoint, got {type(uri).__name__}: use a string")
     one_of("precision", precision, get_args(Precision))
     if batch_size < 1:
         raise UserError(f"batch_size: expected 1 or more, got {batch_size}: correct it")
@@ -78,7 +78,7 @@ def _device(name: str | torch.device | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # an unknown name; a device that this build or machine does not have
         known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise UserError(f"device: expected one of {', '.join(known)}, got {name}: give one of these") from None
+        raise UserError(f"device: expected one of {', '.join(known)}, got {name}: use one of these") from None
     return device
 
 
@@ -207,7 +207,7 @@ class Predictor:
     ) -> Iterator[np.ndarray]:
         """What `compute` makes of each image without an error, float32, a batch at a time."""
         if encoded:
-            raise UserError("expected images, got an archive of latents: give the archive that they were made of")
+            raise UserError("expected images, got an archive of latents: use the archive that they were made of")
         scorer = self._scorer
 
         def computed(good: pa.Table) -> np.ndarray:
@@ -250,7 +250,7 @@ class Predictor:
         if finding is not None:
             one_of("finding", finding, self.findings)
         if archive_uri(images) is not None:
-            raise UserError(f"expected images to show, got the archive {images}: give some of its files")
+            raise UserError(f"expected images to show, got the archive {images}: use some of its files")
         first, *others = chunks(images, MOST_SHOWN + 1)
         if others or first.manifest.num_rows > MOST_SHOWN:
             raise UserError(f"expected at most {MOST_SHOWN} images in a figure, got more: make several figures")

@@ -213,9 +213,9 @@ def _with_generation(job: Job, run: RunLedger) -> RunLedger:
     reason = "; ".join(changes)
     if not job.options.new_only or generation.settings["archive"] != job.settings["archive"]:
         raise UserError(
-            f"{run.uri} contains results of other settings ({reason}): choose another --out, or the same settings"
+            f"{run.uri} contains results with different settings ({reason}): use another --out, or the same settings"
         )
-    note(f"a new generation begins, which scores all images again: {reason}")
+    note(f"all images are scored again, as a new generation, because settings have changed: {reason}")
     return run.with_generation(Generation(job.settings, reason, now()))
 
 
@@ -227,7 +227,7 @@ def _score_increments(job: Job, run: RunLedger, resumes: bool) -> RunLedger:
     is new or has changed since."""
     planned = run.generations[-1].open
     if planned and resumes:
-        note(f"continuing with increment {planned.number}, begun {planned.opened}")
+        note(f"continuing with increment {planned.number}, which was started on {planned.opened}")
         if job.identity:
             job.named.append(job.plans(run).images(planned.number))
     if planned:
@@ -241,7 +241,7 @@ def _listing(archive: str, job: Job) -> Listing:
     is_raw = not shards.is_shards(archive)
     if job.options.new_only and not is_raw:
         raise UserError(
-            f"expected the original archive with --new-only, got the shards {archive}: give the archive from which "
+            f"expected the original archive with --new-only, got the shards {archive}: use the archive from which "
             f"they were made, or omit --new-only"
         )
     with recorded_listings():
@@ -300,7 +300,7 @@ def _check_unchanged(run: RunLedger, changes: Changes) -> None:
         raise UserError(
             f"{run.uri} contains scores of an earlier state of the archive ({changes.new:,} images are new, "
             f"{changes.changed:,} have changed, {changes.removed.num_rows:,} have been removed): choose another "
-            f"--out, or give --new-only to score only what is new or has changed"
+            f"--out, or use --new-only to score only what is new or has changed"
         )
 
 

@@ -286,6 +286,6 @@ def _check_patches(body: Any, name: str, size: int) -> None:
     if size % patch and body.feature_info[-1]["reduction"] == patch:  # otherwise, patches overlap or are padded
         below = size - size % patch
         raise UserError(
-            f"size: expected a multiple of {patch} px, the size of the patches of {name}, got {size} px: give "
+            f"size: expected a multiple of {patch} px, the size of the patches of {name}, got {size} px: use "
             f"{f'{below} or ' if below else ''}{below + patch}"
         )

@@ -155,7 +155,7 @@ def _stored(recipe: HasInitialWeights, setting: str, network: str, out: str) -> 
     sha256 = digest(fit.state)
     if exists and sha256 != sha256_of(folder):
         raise UserError(
-            f"{setting}={value} contains other weights than those that an earlier run in {out} started from: give "
+            f"{setting}={value} contains other weights than those that an earlier run in {out} started from: use "
             f"another --out, or delete {folder} to use the new weights there"
         )
     if exists:
@@ -189,7 +189,7 @@ def _unavailable(setting: str, network: str, value: str, error: OSError) -> str:
     name, option = AUTO_NAME if value == AUTO else value, f"--{setting.replace('_', '-')}"
     return (
         f"{setting}={value}: torchvision's {name} weights for {network} could not be fetched ({error}). Download "
-        f"{get_model_weights(network)[name].url} where there is internet access, and give the file's path or URI as "
+        f"{get_model_weights(network)[name].url} where there is internet access, and use the file's path or URI as "
         f"{option}; or leave {option} out to train without them"
     )
 

@@ -211,6 +211,6 @@ def check_shared(uri: str) -> None:
     grows = total("CPU") > ray.cluster_resources().get("CPU", 0)
     if is_local(uri) and (len(hosts) > 1 or grows) and not os.environ.get("CXR_SHARED_FILESYSTEM"):
         raise UserError(
-            f"{uri} is a local path, but this cluster has, or may start, several machines: give an s3:// or "
+            f"{uri} is a local path, but this cluster has, or may start, several machines: use an s3:// or "
             f"gs:// URI, or set CXR_SHARED_FILESYSTEM=1 if all of them share that folder"
         )

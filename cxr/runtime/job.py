@@ -88,7 +88,7 @@ class OutputOptions:
     @property
     def form(self) -> console.Form:
         if self.quiet and self.json:
-            raise UserError("expected --quiet or --json, got both: give one of them")
+            raise UserError("expected --quiet or --json, got both: use one of them")
         return "quiet" if self.quiet else "json" if self.json else "text"
 
 
@@ -195,8 +195,8 @@ def show(main: Callable[[Any], tuple[dict[str, Any], str]], command: Command[Any
 
 
 def _how_to_continue(options: object) -> str:
-    resume = ", with --resume if training had begun" if _has_resume(options) else ""
-    return f"; the same command continues{resume}"
+    resume = ", with --resume if training had started" if _has_resume(options) else ""
+    return f"; run the same command again to continue{resume}"
 
 
 def _has_resume(options: object) -> bool:
@@ -213,7 +213,7 @@ def _check_given_once(arguments: Sequence[str], options_type: type) -> None:
     repeated = {f"--{name.replace('_', '-')}" for name in _repeatable(options_type)}
     for name, count in Counter(names).items():
         if count > 1 and name not in repeated:
-            print(f"error: expected one {name}, got {count}: give it once", file=sys.stderr, flush=True)
+            print(f"error: expected one {name}, got {count}: use it once", file=sys.stderr, flush=True)
             sys.exit(MISUSED)
 
 
@@ -252,8 +252,8 @@ def _check_out(out: str) -> None:
     """Check that OUT can be written before anything starts, so that a job does not fail after hours."""
     if "working_dir_files" in storage.normalize(out).split("/"):
         console.note(
-            f"--out {out} lies in the submitted job's copy of the working directory, which Ray "
-            f"deletes at the end: give an absolute path or a URI to keep the results"
+            f"--out {out} is inside the submitted job's copy of the working directory, which Ray deletes at the end: "
+            f"use an absolute path or a URI to keep the results"
         )
     storage.check_writable(out)
 

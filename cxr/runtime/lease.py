@@ -123,7 +123,7 @@ class _Lease:
     def _in_use(self, content: bytes | None) -> UserError:
         return UserError(
             f"{self._folder} is in use by another run ({_described(_parsed(content or b'{}'))}): wait until it has "
-            f"ended, stop it, or give another --out"
+            f"ended, stop it, or use another --out"
         )
 
 

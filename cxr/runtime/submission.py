@@ -56,7 +56,7 @@ def connect(address: str = "") -> JobSubmissionClient:
     except (ConnectionError, requests.RequestException) as error:
         raise UserError(
             f"no Ray cluster answers at {address}: start one, open a tunnel to it (`ray dashboard cluster.yaml`), or "
-            f"give its address with --address or RAY_API_SERVER_ADDRESS"
+            f"name its address with --address or RAY_API_SERVER_ADDRESS"
         ) from error
     except (RuntimeError, RayError) as error:  # RayError: the token is missing or wrong
         raise UserError(f"the Ray cluster at {address} did not accept the connection: {error}") from error

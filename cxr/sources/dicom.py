@@ -81,7 +81,7 @@ def manifest(uri: str, reading: ReadOptions = ALL_IMAGES) -> Manifest:
         headers, left_out = _without_other_objects(headers)
         notes += left_out
         if not headers.num_rows:
-            raise UserError(f"expected X-rays in {uri}, got none ({'; '.join(notes)}): give the folder of the X-rays")
+            raise UserError(f"expected X-rays in {uri}, got none ({'; '.join(notes)}): use the folder of the X-rays")
         headers, image_ids, unique_notes = _unique(headers, scan.folder)
     patients, hashes, patient_notes = _patients(headers)
     columns = {field.name: headers[field.name] for field in schema.MANIFEST if field.name in headers.column_names}

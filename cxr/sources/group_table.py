@@ -60,7 +60,7 @@ def read_groups(location: str, columns: Sequence[str], images: pa.Table) -> dict
         key_of_image = images[schema.PATIENT_ID].to_pylist()
     if not set(keys) & set(key_of_image):
         raise UserError(
-            f"{location}: expected rows about the images of the run, got none: give a table with their "
+            f"{location}: expected rows about the images of the run, got none: use a table with their "
             f"{'names' if image is not None else 'patient ids'}"
         )
     by_name = {folded(name): name for name in table.column_names}

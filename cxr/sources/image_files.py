@@ -127,13 +127,13 @@ def _list_images(uri: str) -> tuple[pa.Table, list[str]]:
         files = _table(_candidates(_members(skipped.containers, skipped.others), skipped))
         notes = [f"the images are read from {containers} without unpacking"]
     elif skipped.containers:
-        notes = [f"skipped {containers} beside the images: to read one, give it as an archive of its own"]
+        notes = [f"skipped {containers} beside the images: to read one, name it as --archive"]
     if skipped.others:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.others.items()))
         notes = [f"skipped files that are not images: {kinds}", *notes]
     if not files.num_rows:
         content = f"no images ({'; '.join(notes)})" if notes else "no files"
-        raise UserError(f"expected X-rays in {uri}, got {content}: give the folder that contains the X-rays")
+        raise UserError(f"expected X-rays in {uri}, got {content}: use the folder that contains the X-rays")
     return files, notes
 
 

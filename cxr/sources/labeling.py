@@ -168,7 +168,7 @@ def _keys(names: pa.ChunkedArray) -> list[str]:
 def _no_match(location: str, images: Sequence[str], entries: Collection[str]) -> UserError:
     return UserError(
         f"expected images of this archive in {location}, got a list with none of its "
-        f"{counted(len(images), 'image')}; the archive has {_examples(images)}, the list {_examples(entries)}: give "
+        f"{counted(len(images), 'image')}; the archive has {_examples(images)}, the list {_examples(entries)}: use "
         f"the list of these images"
     )
 

@@ -44,7 +44,7 @@ def with_label_table(manifest: Manifest, labeling: Labeling) -> Manifest:
         raise UserError(
             f"expected labels of the archive's {counted(len(ids), 'image')}, such as {_short(ids[0])}, got "
             f"{table.location}, which names {counted(len(table.rows), 'image')}, such as {_short(table.names[0])}: "
-            f"give another table, or name its column of images with --image-column"
+            f"use another table, or name its column of images with --image-column"
         )
     row_N = match.rows[listed]
     notes = [*manifest.notes, *table.notes, f"labels from {file}: {len(row_N):,} of {_images(len(listed))}"]

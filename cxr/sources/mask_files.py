@@ -102,7 +102,7 @@ def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], 
             key = _without_ending(image_key(name), images)
             shared += of_folder[folder].setdefault(key, file.uri) != file.uri
     if not of_folder:
-        raise UserError(f"expected masks as PNG or GIF files in {uri}, got none: give the folder that contains them")
+        raise UserError(f"expected masks as PNG or GIF files in {uri}, got none: use the folder that contains them")
     if "" in of_folder and not label:
         raise UserError(
             f"expected masks in folders named like their labels, got {counted(len(of_folder['']), 'mask')} in {uri} "

@@ -36,7 +36,7 @@ class ReadOptions:
     source: str = "auto"
     """Layout of the archive: the name of a source, or auto to detect it."""
     select: str = ""
-    """Expression that says which images to use, such as 'view in PA,AP and age_years >= 18'. It may contain ==, !=,
+    """Expression that selects the images to use, such as 'view in PA,AP and age_years >= 18'. It may contain ==, !=,
     <, <=, >, >=, in, not in, and, or, not, parentheses, and the columns image_id, patient_id, study_id, series_id,
     split, sex, age_years, view, body_part and modality. An unknown value matches only the word unknown, as in
     'view in PA,unknown'. Default: all images."""
@@ -45,11 +45,11 @@ class ReadOptions:
     """Whether to check that each image is an upright frontal chest X-ray that is not inverted. warn: report the
     others in the columns gate and gate_score, and count them. exclude: also reject them. off: do not check."""
     headers: str = ""
-    """Folder or URI where the headers of DICOM archives are stored once they have been read, for later runs. Default:
-    OUT/headers."""
+    """Folder or URI in which headers of DICOM archives are stored, so that later runs need not read them again.
+    Default: OUT/headers."""
     id_key: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
-    """File or URI of the secret key from which pseudonyms of patients are made. Default: the value of CXR_ID_KEY, or
-    else a random key in the folder of headers."""
+    """File or URI of the secret key for the pseudonyms of patients. Default: the value of CXR_ID_KEY, or else a
+    random key in the folder of headers."""
     crosswalk: tyro.conf.Suppress[str] = ""
     """URI of the crosswalk by which the archive's ids are replaced once it has been read; see `data.identity`. Set by
     reports on runs with pseudonyms."""
@@ -74,8 +74,8 @@ class ReadOptions:
         if changed := self.describe():
             options = " and ".join(f"--{name}" for name in changed)
             raise UserError(
-                f"{archive} contains shards, whose images cannot be selected: omit {options}, or give it to "
-                f"cxr ingest when you make the shards"
+                f"{archive} contains shards, whose images cannot be selected: omit {options}, or use it with "
+                f"cxr ingest when you create the shards"
             )
 
 
@@ -108,9 +108,9 @@ class Labeling:
     """Column of the label table that contains 1, 0, -1 or blank, if each row names one finding. Empty: recognize it
     by its name; none: every named finding is positive."""
     blank_as: Literal["unknown", "negative"] = "unknown"
-    """Label of an image in which the table says nothing about a finding."""
+    """Label of a finding that the table leaves blank or does not mention for an image."""
     unknown_as: LabelPolicy = "unknown"
-    """Label of an image in which a finding is uncertain (-1). CheXpert calls these choices U-Ignore, U-Zeros and
+    """Label of a finding that is uncertain (-1) in an image. CheXpert calls these choices U-Ignore, U-Zeros and
     U-Ones."""
     label_mapping: str = ""
     """URI of a YAML or JSON file that renames, merges and leaves out findings; see docs/how-to/labels.md."""
@@ -131,23 +131,23 @@ class Labeling:
     """What the masks show, such as Lungs, Heart or Pneumothorax. Empty: the name of each mask's folder, or what the
     file says."""
     mask_code: MaskCode = "auto"
-    """Where the positions in the run lengths of a CSV file are counted from. relative: from the end of the previous
-    run, as in SIIM-ACR. absolute: from the first pixel, along columns. absolute-rows: from the first pixel, along
-    rows. auto: detect whether they are relative or absolute."""
+    """How the run-length codes of a CSV file give the starts of runs. relative: from the end of the previous run, as
+    in SIIM-ACR. absolute: from the first pixel, column by column. absolute-rows: from the first pixel, row by row.
+    auto: detect whether they are relative or absolute."""
     mask_quality: float = 0.7
-    """Minimum quality of masks from CheXmask, as in the column Dice RCA (Mean). Others are not used."""
+    """Minimum quality of CheXmask's masks, from its column Dice RCA (Mean). Other masks are not used."""
 
     def __post_init__(self) -> None:
         of_masks = [name for name in self.describe() if name.startswith("mask_")]
         if of_masks and not self.masks:
-            raise UserError(f"expected --masks with {_option(of_masks[0])}, got none: give their URI")
+            raise UserError(f"expected --masks with {_option(of_masks[0])}, got none: add it")
         if self.readers_agree < 1:
             raise UserError(f"expected readers_agree of at least 1, got {self.readers_agree}: correct it")
         if self.labels and self.readers_agree > 1:
-            raise UserError("expected --labels or --readers-agree, got both: give one of them")
+            raise UserError("expected --labels or --readers-agree, got both: use one of them")
         of_labels = [name for name in _OF_LABELS if name in self.describe()]
         if of_labels and not self.labels:
-            raise UserError(f"expected --labels with {_option(of_labels[0])}, got none: give the table's URI")
+            raise UserError(f"expected --labels with {_option(of_labels[0])}, got none: add it")
 
     def __bool__(self) -> bool:
         """Whether any setting differs from its default."""
@@ -167,7 +167,7 @@ class Labeling:
         """Raise UserError if any setting differs from its default; call this for shards, which have fixed labels."""
         if self:
             raise UserError(
-                f"{archive} contains shards, whose labels cannot be changed: omit {self.options()}, or give the "
+                f"{archive} contains shards, whose labels cannot be changed: omit {self.options()}, or use the "
                 f"original archive"
             )
 

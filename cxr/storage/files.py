@@ -104,7 +104,7 @@ def read_json(uri: str) -> Any:
     try:
         return json.loads(data)
     except ValueError as error:
-        raise StorageError(f"{uri} is not valid JSON ({error}): rewrite it, or give another file") from None
+        raise StorageError(f"{uri} is not valid JSON ({error}): rewrite it, or use another file") from None
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -127,7 +127,7 @@ def delete(uri: str) -> None:
     """
     filesystem_, path = filesystem(uri)
     if not path.strip("/") or (not is_local(uri) and "/" not in path):
-        raise StorageError(f"{uri} is a whole disk or bucket, which is never deleted: give a folder inside it")
+        raise StorageError(f"{uri} is a whole disk or bucket, which is never deleted: use a folder inside it")
 
     def remove() -> None:
         file_type = file_info(uri).type

@@ -167,7 +167,7 @@ class Engine:
         so_far.seconds = time.monotonic() - start
         if not so_far.steps:
             raise UnrecoverableTrainingError(
-                "an epoch produced no batches: lower batch_size, or give a larger archive"
+                "an epoch produced no batches: lower batch_size, or use a larger archive"
             )
         means, _ = self._means(so_far)
         means["loss"] = sum(value for name, value in means.items() if name != "grad_norm")

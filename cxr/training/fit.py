@@ -152,7 +152,7 @@ def check_batch(recipe: Recipe, options: RunOptions) -> None:
     if not options.is_elastic and recipe.batch_size % options.max_workers:
         raise UserError(
             f"batch_size={recipe.batch_size} cannot be shared equally by {options.max_workers} workers: "
-            f"give a multiple of {options.max_workers}"
+            f"use a multiple of {options.max_workers}"
         )
 
 
@@ -180,7 +180,7 @@ def room(options: RunOptions, *, raw: bool, beside: float = 0.0, total: Total | 
     workers, cpus, gpus, on_gpus = options.min_workers, count("CPU"), count("GPU"), uses_gpu(options, total)
     if on_gpus and gpus < workers:
         remedy = (
-            f"give --workers {gpus:g}, or --device cpu" if gpus else "give --device cpu, or use a cluster with GPUs"
+            f"use --workers {gpus:g}, or --device cpu" if gpus else "use --device cpu, or use a cluster with GPUs"
         )
         raise UserError(f"expected {workers} GPUs, one for each worker, got a cluster with {gpus:g}: {remedy}")
     fits = math.floor((cpus - raw) / (workers * options.resources_per_worker["CPU"] + beside))
@@ -235,8 +235,8 @@ def _result(trainer: TorchTrainer, options: RunOptions) -> ray.train.Result:
         return trainer.fit()
     except PROCESS_DEATHS as error:
         raise ClusterError(
-            f"the process that controls training died ({type(error).__name__}). Most likely the head has too little "
-            f"memory: look at it. {advice}"
+            f"the process that controls training died ({type(error).__name__}). Most likely the head node is short "
+            f"of memory: check it. {advice}"
         ) from error
     except TrainingFailedError as error:
         failures = _failures(error)
@@ -244,8 +244,8 @@ def _result(trainer: TorchTrainer, options: RunOptions) -> ray.train.Result:
             raise UserError(f"{mistake}. {advice}") from error
         if any(map(is_death, failures)):
             raise ClusterError(
-                f"training processes died, more often than the {options.max_failures} times that --max-failures "
-                f"allows. Most likely machines were lost, or one has too little memory: look at them. {advice}"
+                f"training processes died more often than the {options.max_failures} times that --max-failures "
+                f"allows. Most likely machines were lost, or one is short of memory: check them. {advice}"
             ) from error
         raise
 

@@ -20,25 +20,26 @@ CPU_SHARE = 0.98  # of a worker's CPUs, requested from Ray; the rest is for the 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a training uses the cluster.
+    """How training uses the cluster.
 
     With several workers, a step still has `batch_size` images in total. Losses, gradients and metrics are those of
-    all these images, and an image is combined or compared with as many others as on one worker. The number of workers
-    affects only random numbers, whose seeds differ by worker; which images share a step, if a split does not fit into
-    a worker's cache; and batch norm on CPUs, where each worker has statistics of its own images (a note says so).
+    all these images, and mixup, mosaic and similar steps choose partners from as many images as on one worker. The
+    number of workers affects only three things: random numbers, whose seeds differ by worker; which images share a
+    step, if a split does not fit into a worker's cache; and batch norm on CPUs, where each worker uses the statistics
+    of its own images (a note says so).
     """
 
     workers: Annotated[int | str, tyro.conf.arg(metavar="N|MIN:MAX")] = 1
-    """Number of training processes. With GPUs, each process takes one. 2:8: from 2 to 8 processes; training continues
-    with fewer when machines leave, and with more when machines are added."""
+    """Number of training processes. If there are GPUs, each process takes one. 2:8: from 2 to 8 processes; training
+    continues with fewer when machines leave, and with more when machines are added."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Device to train on. auto: GPUs if the cluster has any."""
     cpus_per_worker: float = 1
-    """Number of CPUs reserved for each process, and of its threads when it trains on CPUs."""
+    """Number of CPUs reserved for each process. It is also the number of threads of training on CPUs."""
     shard_reader: ShardReader = "own"
     """Reader of shards. own: each process reads its row groups itself, in an order that does not depend on the number
-    of processes. ray: Ray Data reads them on all machines of the cluster, which must have a CPU free; the order is
-    the same in every run with as many processes, and folds are not available."""
+    of processes. ray: Ray Data reads them on all machines of the cluster, which must have a free CPU; the order
+    depends on the number of processes, and folds are not available."""
     compile: bool = False
     """Compile the network with torch.compile."""
     keep_checkpoints: int = 2
@@ -47,15 +48,15 @@ class RunOptions:
     """Number of best checkpoints whose weights are averaged after training; the average replaces the best one if it
     validates better. 0: no average."""
     checkpoint_every: str = "10m"
-    """Time between checkpoints within an epoch, such as 90s, 10m or 2h. A run that resumes from one continues exactly
-    there. Epochs end with a checkpoint in any case. 0: only then."""
+    """Time between checkpoints within an epoch, such as 90s, 10m or 2h. Training resumes exactly at such a
+    checkpoint. 0: write checkpoints only at the end of each epoch."""
     max_failures: int = 3
     """Number of times that training restarts from the last checkpoint after a process or a machine has died."""
     max_preemption_failures: int = -1
-    """Number of times that training restarts after the cluster has lost a machine with notice, such as a spot
-    instance that its provider takes back; a checkpoint is written upon notice. -1: no limit."""
+    """Number of times that training restarts after the cluster has lost a machine with notice, such as a preempted
+    spot instance; a checkpoint is written upon notice. -1: no limit."""
     resume: bool = False
-    """Continue the run in --out that was killed, or that finished and now gets more --epochs."""
+    """Continue the run in --out, which was killed, or which finished and is to be trained for more --epochs."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\d+(:\d+)?", str(self.workers)) or not 1 <= self.min_workers <= self.max_workers:
@@ -116,10 +117,10 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How to search settings."""
+    """How to search hyperparameters."""
 
     trials: int = 8
-    """Number of trials, each with its own settings."""
+    """Number of trials, each with different settings."""
     frozen_params: tuple[str, ...] = ()
     """Settings to exclude from the search, for example backbone. They keep the recipe's values."""
     search_seed: int = 0
@@ -128,8 +129,8 @@ class SearchOptions:
     """Metrics to optimize together, for example mean_auroc psnr_pooled. Default: only the recipe's monitored
     metric."""
     grace_period: int = 0
-    """Number of epochs of its last stage that every trial completes before it may be stopped early. 0: a quarter of
-    them."""
+    """Number of epochs of the last stage that every trial completes before it may be stopped early. 0: a quarter of
+    that stage's epochs."""
     max_concurrent_trials: int | None = None
     """Maximum number of trials at the same time. Default: as many as the cluster has room for."""
 
@@ -137,6 +138,6 @@ class SearchOptions:
 def check_resume(run: str, resume: bool) -> None:
     """Raise UserError if a run would overwrite the one in folder `run`, or if there is none to resume."""
     if storage.exists(run) and not resume:
-        raise UserError(f"{run} already contains a run: give --resume to continue it, or another --out")
+        raise UserError(f"{run} already contains a run: use --resume to continue it, or another --out")
     if resume and not storage.exists(run):
-        raise UserError(f"{run} contains no run to resume: give the --out of the run, or omit --resume")
+        raise UserError(f"{run} contains no run to resume: use the --out of the run, or omit --resume")

@@ -282,7 +282,7 @@ def _new(
     run: RunOptions,
 ) -> tune.Tuner:
     if storage.exists(storage.join(out, SEARCH)):
-        raise UserError(f"{out} already contains a search: give --resume to continue it, or another --out")
+        raise UserError(f"{out} already contains a search: use --resume to continue it, or another --out")
     objectives = objectives_of(recipe, options)
     if objectives:
         console.note("with several objectives, trials cannot be stopped early: each one trains for all of its epochs")
@@ -321,7 +321,7 @@ def _tune_config(
 def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, ...]) -> tune.Tuner:
     path, files = storage.ray_storage(storage.join(out, SEARCH))
     if not tune.Tuner.can_restore(path, storage_filesystem=files):
-        raise UserError(f"{out} contains no search to resume: give the --out of the search, or omit --resume")
+        raise UserError(f"{out} contains no search to resume: use the --out of the search, or omit --resume")
     began = storage.read_json(storage.join(out, ABOUT))
     changed, weighed = recipe.changes_from(began), tuple(began.get("objectives", ()))
     if weighed != objectives:
@@ -329,7 +329,7 @@ def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, .
     if changed:
         raise UserError(
             f"the search to resume was started with different settings ({'; '.join(changed)}): "
-            f"give the same settings, or another --out"
+            f"use the same settings, or another --out"
         )
     return tune.Tuner.restore(
         path, trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=files

@@ -138,7 +138,7 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
     made = write_shards(tmp_path / "shards", {"test": 4}, size=32)
     recipe = ClassifyRecipe(size=32)
     for options, message in (
-        (Options(data=ArchiveOptions(archive=(made,)), recipe=recipe), "give one --archive that is not shards"),
+        (Options(data=ArchiveOptions(archive=(made,)), recipe=recipe), "use one --archive that is not shards"),
         (Options(recipe=recipe.replace(lung_crop="/lungs")), "the study aligns the images"),
         (Options(poses=(), recipe=recipe), "expected at least 1 seed and, without an archive, one pose"),
     ):

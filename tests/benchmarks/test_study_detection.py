@@ -171,7 +171,7 @@ def test_mistakes_are_reported_before_anything_is_written(made: str, tmp_path: P
     for wrong, message in (
         ({"preprocessing": ("sharpen",)}, "expected some of median, nlm, percentile, clahe, lung-crop, got sharpen"),
         ({"members": 0}, "--members: expected 1 or more, got 0"),
-        ({"data": ArchiveOptions(archive=(made,))}, "got shards: give the archive"),
+        ({"data": ArchiveOptions(archive=(made,))}, "got shards: use the archive"),
         ({"data": ArchiveOptions(stream=True)}, "got --stream: omit it"),
         ({"data": ArchiveOptions(archive=(str(tmp_path),))}, "--lungs: expected a checkpoint"),
     ):

@@ -101,7 +101,7 @@ def test_features_of_several_networks_are_fused(run: str, tmp_path: Path) -> Non
     np.testing.assert_allclose(scorer.embed(made), vectors, atol=1e-5)
     assert set(fused.about["learned"]) == {"thresholds"}
     assert not isinstance(fused.recipe, HeatMaps)
-    with pytest.raises(UserError, match="give each once"):
+    with pytest.raises(UserError, match="use each once"):
         head_recipe([run, run])
 
 

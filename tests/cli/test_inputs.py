@@ -85,7 +85,7 @@ def labeled(tmp_path: Path, count: int = 12) -> str:
 )
 def test_families_that_learn_from_labels_need_an_archive_with_labels(recipe: Recipe, tmp_path: Path) -> None:
     archive = unlabeled(tmp_path)
-    with pytest.raises(UserError, match=f"has no labels, but family {recipe.family} learns from labels: give an"):
+    with pytest.raises(UserError, match=f"has no labels, but family {recipe.family} learns from labels: use an"):
         train(recipe, archive, tmp_path)
     with pytest.raises(UserError, match="has no labels"):
         tune_job(recipe, ArchiveOptions(archive=(archive,)), SearchOptions(), RunOptions(), out(tmp_path))
@@ -176,9 +176,9 @@ def test_a_missing_archive_and_an_existing_run_are_reported_first(tmp_path: Path
     storage.write_text(f"{out(tmp_path)}/train/epoch_0001/x", "")
     storage.write_text(f"{out(tmp_path)}/search/x", "")
     archive = labeled(tmp_path)
-    with pytest.raises(UserError, match="train already contains a run: give --resume"):
+    with pytest.raises(UserError, match="train already contains a run: use --resume"):
         train(ALIGN, archive, tmp_path)
-    with pytest.raises(UserError, match="search already contains a run: give --resume"):
+    with pytest.raises(UserError, match="search already contains a run: use --resume"):
         tune_job(ALIGN, ArchiveOptions(archive=(archive,)), SearchOptions(), RunOptions(), out(tmp_path))
 
 

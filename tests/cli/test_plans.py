@@ -23,7 +23,7 @@ def test_a_training_on_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     asked = ["--plan-images", "112120", "--workers", "64", "--device", "gpu", "--batch-size", "512", "--epochs", "10"]
     values, text = plan("train classify", *asked, "--plan-cpus", "256", "--plan-gpus", "64", "--out", str(tmp_path))
     assert "64 training processes, each with 1 CPU and 1 GPU" in text
-    assert "time       no time estimate: give --images-per-second" in text
+    assert "time       no estimate: add --images-per-second" in text
     assert values["steps"] == 112120 // 512
     assert values["workers"] == 64
     assert "seconds" not in values

@@ -84,7 +84,7 @@ def test_several_archives_make_one_set_of_shards_and_must_stay_the_same(two: Arc
 def test_incompatible_archives_are_rejected_before_anything_is_written(two: ArchiveOptions, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for options in (other(two, stream=True), other(two, archive=two.archive[:1] * 2)):
-        with pytest.raises(UserError, match="Give each archive once, and omit --stream"):
+        with pytest.raises(UserError, match="Use each archive once, and omit --stream"):
             check_inputs(RECIPE, options, str(out))
     raw = str(tmp_path / "raw")
     write_masked_phantom(raw, 4, "montgomery", size=64)

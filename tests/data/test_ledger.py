@@ -108,7 +108,7 @@ def test_differing_settings_are_described_in_one_short_line(tmp_path: Path) -> N
         ),
     ):
         with pytest.raises(
-            UserError, match=rf"contains results of other settings \({told}\): choose another --out"
+            UserError, match=rf"contains results with different settings \({told}\): use another --out"
         ) as caught:
             open_ledger(str(tmp_path), other, "abc")
         assert len(str(caught.value)) < 400

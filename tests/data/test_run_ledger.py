@@ -66,7 +66,7 @@ def test_the_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_ledgers_of_other_jobs_are_rejected(tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / "ledger.json"), {"settings": {"job": "ingest"}, "fingerprint": "abc"})
     with pytest.raises(
-        UserError, match=r"expected the results of cxr score in .*, got those of another job: give another folder"
+        UserError, match=r"expected the results of cxr score in .*, got those of another job: use another folder"
     ):
         read_ledger(str(tmp_path))
 

@@ -217,7 +217,7 @@ def test_recipe_sets_fold_and_positive_fractions() -> None:
     assert fold_of(AlignRecipe()) is None
     assert sampling_of(recipe) is None
     assert sampling_of(Sliding(epochs=3)) == Sampling("Lungs", (0.75, 0.5, 0.5))
-    with pytest.raises(UserError, match=r"folds=5 without fold: .* Give --fold, from 0 to 4"):
+    with pytest.raises(UserError, match=r"folds=5 without fold: .* Use --fold, from 0 to 4"):
         fold_of(AlignRecipe(folds=5))
     for wrong in ({"folds": 1}, {"folds": -2}, {"folds": 3, "fold": 3}, {"folds": 3, "fold": -1}, {"fold": 0}):
         with pytest.raises(UserError, match=r"folds?: expected"):

@@ -240,7 +240,7 @@ def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scored, archive=archive)
     assert "no scoring run" in mistake(str(tmp_path / "nothing"), out)
     strange = write_run(tmp_path / "strange", scored, family="unheard-of")
-    assert "'unheard-of', for which there is no report: give a run of family aecnn" in mistake(strange, out)
+    assert "'unheard-of', for which there is no report: use a run of family aecnn" in mistake(strange, out)
     assert "no image in split 'train' (test 52, val 10)" in mistake(run, out, split="train")
     strangers = write_run(tmp_path / "strangers", {"a.png": [0.1, 0.2, 0.3]}, archive=archive)
     assert "0 are in" in mistake(strangers, out)

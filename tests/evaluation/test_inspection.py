@@ -82,7 +82,7 @@ def test_an_archive_without_any_label(archive: Path, tmp_path: Path) -> None:
     facts = inspect(str(archive), ALL_IMAGES, SOURCE_LABELS, str(tmp_path / "out"), images=2, seed=3)
     assert (facts["findings"], facts["boxes"]["total"], facts["sample"]["images"]) == ({}, 0, 2)
     text = Path(facts["report"]).read_text()
-    assert "Give them with `--labels` or `--boxes`" in text
+    assert "Add some with `--labels` or `--boxes`" in text
     assert "No view, modality, sex or age is known." in text
 
 

@@ -98,9 +98,9 @@ def test_without_the_crosswalk_the_report_only_describes_the_scores(
     assert "has pseudonyms, so the report only describes the scores" in capsys.readouterr().out
     assert result["metrics"]["images"] == IMAGES
     assert not any("auroc" in name for name in result["metrics"])
-    with pytest.raises(UserError, match="ids: give its crosswalk"):
+    with pytest.raises(UserError, match="ids: use its crosswalk"):
         reports.report(run, ReportOptions(**OPTIONS, archive=archive), out)
-    with pytest.raises(UserError, match="ids: give its crosswalk"):
+    with pytest.raises(UserError, match="ids: use its crosswalk"):
         reports.evaluate(run, ReportOptions(**OPTIONS), out)
 
 

@@ -36,7 +36,7 @@ def test_runs_side_by_side_have_the_metrics_that_each_has_alone(archive: str, tm
     assert titles == ["## Side by side", "## new: findings", "## b: findings", "## About new", "## About b"]
     assert "pictures/side_by_side.png" in text
     assert all(Path(uri).exists() for uri in together["pictures"])
-    with pytest.raises(UserError, match="two named a: give --run NAME=URI"):
+    with pytest.raises(UserError, match="two named a: use --run NAME=URI"):
         reports.report([runs["a"], f"a={runs['b']}"], OPTIONS, str(tmp_path / "out"))
 
 

@@ -216,7 +216,7 @@ def test_the_command_reads_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row["image_id"] for row in read(tmp_path / "out" / "scores.csv")] == ["a", "b"]
     assert main(Options(run=run, per="study", out=str(tmp_path / "out")))["table"].endswith("out/studies.csv")
     assert "1 row for 2 images" in capsys.readouterr().out
-    with pytest.raises(UserError, match="is the folder of the run: give another one"):
+    with pytest.raises(UserError, match="is the folder of the run: use another one"):
         main(Options(run=run, out=run))
 
 

@@ -105,7 +105,7 @@ def test_errors_of_recipe_files_name_the_mistake(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--preset", "best"], "--preset: expected one of demo, fast, published for family align, got best"),
-        (["--preset", "demo", "--recipe", "x"], "give one of them"),
+        (["--preset", "demo", "--recipe", "x"], "use one of them"),
         (["--recipe", "/gone.yaml"], "/gone.yaml"),
     ],
 )

@@ -205,7 +205,7 @@ def test_python_objects_need_trust_and_are_not_run(tmp_path: Path, capfd: pytest
     network = nn.Sequential(nn.Linear(2, 3))
     network.attack = Attack()  # pyright: ignore[reportArgumentType]
     torch.save(network, tmp_path / "network.pt")
-    with pytest.raises(UserError, match=r"holds Python objects.* give --trust"):
+    with pytest.raises(UserError, match=r"contains Python objects.* use --trust"):
         public_weights.open_file(str(tmp_path / "network.pt"), trust=False)
     opened = public_weights.open_file(str(tmp_path / "network.pt"), trust=True)
     assert torch.equal(opened.state["0.weight"], network[0].weight)
@@ -234,7 +234,7 @@ def test_damaged_files_are_not_said_to_need_trust(tmp_path: Path) -> None:
         ("torchxrayvision", {"a": (1,)}, {"name": "densenet"}, "name: expected one of densenet121-res224-all"),
         ("ultralytics", {"a": (1,)}, {}, "expected YOLOv5u"),
         ("timm", {"a": (1,)}, {}, "the license of .* is not known"),
-        ("timm", {"a": (1,)}, {"license": "MIT"}, "give it as --name"),
+        ("timm", {"a": (1,)}, {"license": "MIT"}, "got none: add --name"),
         ("timm", {"a": (1,)}, {"license": "MIT", "name": "resnet18"}, "does not fit --from timm: they have none of"),
     ],
 )

@@ -157,7 +157,7 @@ def test_an_archive_describes_its_contents(written: tuple[str, pa.Table, Checkpo
 def test_only_the_encoders_checkpoint_may_read_it(written: tuple[str, pa.Table, Checkpoint]) -> None:
     info = shards.read_info(written[0], latents=True)
     latents.check_encoder(info, made())
-    with pytest.raises(UserError, match=r"checkpoint-1 has another encoder.*Give /checkpoint-0, which made"):
+    with pytest.raises(UserError, match=r"checkpoint-1 has another encoder.*Use /checkpoint-0, which made"):
         latents.check_encoder(info, made(seed=1))
     aligner = AlignRecipe(size=SIZE, lungs=False)
     with pytest.raises(UserError, match="of family 'align': latents can be scored only with"):

@@ -145,7 +145,7 @@ def test_a_run_without_new_only_is_continued_with_it(network: str, pictures: lis
     fill(archive, pictures[:3], ["a.png", "b.png", "c.png"])
     score(str(archive), network, str(out), WHOLE)
     fill(archive, pictures[3:4], ["d.png"])
-    with pytest.raises(UserError, match=r"earlier state .*1 images are new.*another --out, or give --new-only"):
+    with pytest.raises(UserError, match=r"earlier state .*1 images are new.*another --out, or use --new-only"):
         score(str(archive), network, str(out), WHOLE)
     assert counts(score(str(archive), network, str(out), NIGHTLY)) == [(1, 1, 0, 3, 0, 0, 0)]
     assert increments_of(out) == {"a.png": 0, "b.png": 0, "c.png": 0, "d.png": 1}
@@ -276,7 +276,7 @@ def test_until_leaves_the_rest_for_the_next_run(
         score(str(archive), network, str(out), options)
     if parts:  # what has been committed stays visible
         assert len(table(out)) == stopped.images
-        assert f"{stopped.remaining} images are left for the next run" in read_ledger(str(out)).note
+        assert f"will score the remaining {stopped.remaining} images" in read_ledger(str(out)).note
     else:
         with pytest.raises(UserError, match="contains no scores: run cxr score"):
             table(out)

@@ -27,7 +27,7 @@ def test_only_the_images_of_a_split_of_shards(tmp_path: Path) -> None:
     rows = list_images(made, ReadOptions(), "test").rows
     assert pc.sum(rows[PART_ROWS]).as_py() == 25
     assert all("/test/" in file for file in rows[SHARD].to_pylist())
-    with pytest.raises(UserError, match=r"images in the val split of .*shards, got none: give another --split"):
+    with pytest.raises(UserError, match=r"images in the val split of .*shards, got none: use another --split"):
         list_images(made, ReadOptions(), "val")
 
 

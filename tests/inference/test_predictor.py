@@ -230,7 +230,7 @@ def test_an_unusable_image_is_a_row_with_the_reason_or_an_exception(model: cxr.P
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
-    "nothing": ([], "expected at least one image, got none: give a path"),
+    "nothing": ([], "expected at least one image, got none: use a path"),
     "a number": (3, "expected a path or URI, .* got int: convert it"),
     "None": ([None], "image 0: expected a path or URI, .* got NoneType"),
     "a tensor": ([radiograph(), torch.zeros(9, 9)], r"image 1: expected .* got torch\.Tensor: convert it"),
@@ -249,8 +249,8 @@ def test_mistakes_say_what_to_give(model: cxr.Predictor, kind: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"uri": "/none/such"}, "/none/such contains no checkpoint.json: give the folder of a checkpoint"),
-        ({"uri": None}, "expected the path or URI of a checkpoint, got NoneType: give a string"),
+        ({"uri": "/none/such"}, "/none/such contains no checkpoint.json: use the folder of a checkpoint"),
+        ({"uri": None}, "expected the path or URI of a checkpoint, got NoneType: use a string"),
         ({"device": "tpu"}, "device: expected one of cpu.*, got tpu"),
         ({"precision": "fp16"}, "precision: expected one of auto, float32, bfloat16, got fp16"),
         ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
@@ -362,7 +362,7 @@ def test_a_figure_shows_the_predictions_of_every_family(family: str, checkpoints
     ("images", "options", "message"),
     [
         ([radiograph()] * 9, {}, "expected at most 8 images in a figure, got more"),
-        (str(Path(__file__).parent), {}, "expected images to show, got the archive .*: give some of its files"),
+        (str(Path(__file__).parent), {}, "expected images to show, got the archive .*: use some of its files"),
         (radiograph(), {"finding": "Cold"}, "finding: expected one of Atelectasis"),
     ],
 )

@@ -159,7 +159,7 @@ def test_unknown_networks_are_rejected(name: str, message: str) -> None:
 
 
 def test_vision_transformers_only_take_sizes_that_whole_patches_fill() -> None:
-    with pytest.raises(UserError, match=r"expected a multiple of 16 px.* got 72 px: give 64 or 80"):
+    with pytest.raises(UserError, match=r"expected a multiple of 16 px.* got 72 px: use 64 or 80"):
         image_backbone(TOKENS, 3, 72)
     assert image_backbone("timm:resnet10t", 3, 72).width == 512
 

@@ -107,7 +107,7 @@ def test_a_folder_without_a_checkpoint_is_rejected(places: dict[str, str], capsy
 def test_score_takes_each_archive_and_each_name_once(places: dict[str, str], capsys) -> None:
     options = ["--out", places["out"], "--checkpoint", places["empty"], "--archive", places["good"]]
     twice = run("score", [*options, "--archive", places["good"]], capsys)
-    assert "twice: give it once" in twice
+    assert "twice: use it once" in twice
     named = [option for uri in ("empty", "missing") for option in ("--checkpoint", f"lungs={places[uri]}")]
     several = run("score", ["--out", places["out"], "--archive", places["good"], *named], capsys)
     assert "expected different names of members, got 'lungs' 2 times: rename one" in several

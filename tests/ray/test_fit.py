@@ -66,7 +66,7 @@ def test_two_workers_end_with_one_network_and_a_finished_run_continues(made: str
     first = fit(RECIPE, made, out, RunOptions(workers=2))
     assert first.epochs == 2
     assert [row["workers"] for row in read_metrics(out)] == [2, 2]
-    with pytest.raises(UserError, match="already contains a run: give --resume"):
+    with pytest.raises(UserError, match="already contains a run: use --resume"):
         fit(RECIPE, made, out)
     with pytest.raises(UserError, match=r"lr was 0.002, is 0.5"):
         fit(RECIPE.replace(epochs=3, lr=0.5), made, out, RunOptions(resume=True))

@@ -173,7 +173,7 @@ class Options:
 def main(options):
     print("note: one image is damaged")
     if options.fail:
-        raise UserError("expected an archive: give one")
+        raise UserError("expected an archive: use one")
     return {"metrics": {"auroc": 0.5}}
 
 run_job(main, Options)
@@ -191,7 +191,7 @@ def test_a_jobs_command_line_chooses_what_it_prints(fail: bool, tmp_path: Path) 
     noted, ended = events(out)
     assert noted == {"event": "note", "text": "note: one image is damaged"}
     if fail:
-        assert (code, err) == (2, "error: expected an archive: give one\n")
+        assert (code, err) == (2, "error: expected an archive: use one\n")
         assert ended == {"event": "error", "text": err.strip(), "exit_code": 2}
         assert run("--quiet") == (2, "", err)
     else:
@@ -199,4 +199,4 @@ def test_a_jobs_command_line_chooses_what_it_prints(fail: bool, tmp_path: Path) 
         assert (code, err) == (0, "")
         assert (ended["event"], ended["path"], ended["metrics"]) == ("result", path, {"auroc": 0.5})
         assert run("--quiet") == (0, f"{path}\n", "")
-        assert run("--quiet", "--json") == (2, "", "error: expected --quiet or --json, got both: give one of them\n")
+        assert run("--quiet", "--json") == (2, "", "error: expected --quiet or --json, got both: use one of them\n")

@@ -110,7 +110,7 @@ def test_a_wrong_option_exits_with_2(job: list[str]) -> None:
 def test_an_option_that_takes_one_value_is_given_once(job: list[str], tmp_path: Path) -> None:
     for again in (["--how", "badly"], ["--how=well"]):
         done = run([*job, "well", *again])
-        assert (done.returncode, done.stderr) == (2, "error: expected one --how, got 2: give it once\n")
+        assert (done.returncode, done.stderr) == (2, "error: expected one --how, got 2: use it once\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -152,7 +152,7 @@ def test_an_interrupted_job_says_how_to_continue(job: list[str], how: str, numbe
     os.kill(process.pid, number)
     out, errors = process.communicate(timeout=30)
     assert process.returncode == code
-    hint = ", with --resume if training had begun" if how == "training" else ""
+    hint = ", with --resume if training had started" if how == "training" else ""
     assert errors == f"interrupted; the same command continues{hint}\n"
     assert out == ("" if how == "swallowing" else "tidied up\nat exit\n")
 

@@ -119,7 +119,7 @@ def annotation(**changes: Any) -> str:
         (RSNA_HEADER + "a,1,2,3,4,2\n", "line 2: expected a Target of 0 or 1, got '2'"),
         (RSNA_HEADER + "a,1,2,x,4,1\n", "line 2: expected x, y, width, height as numbers, got '1, 2, x, 4'"),
         ("name,box\na,1\n", "expected boxes as COCO JSON or as CSV with the columns image_id, .* got neither"),
-        (RSNA_HEADER + "d,,,,,0\n", "the archive has 'a', 'b', 'c', the list 'd': give the list of these images"),
+        (RSNA_HEADER + "d,,,,,0\n", "the archive has 'a', 'b', 'c', the list 'd': use the list of these images"),
     ],
 )
 def test_mistakes_name_the_entry(text: str, trouble: str, archive: str, tmp_path: Path) -> None:

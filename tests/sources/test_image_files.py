@@ -43,7 +43,7 @@ def test_files_that_are_clearly_not_images_are_skipped_and_noted(tmp_path: Path)
     assert files[image_files.PATH].to_pylist() == ["x.png"]
     assert notes == [
         "skipped files that are not images: 2 .csv, 1 dicomdir, 2 hidden, 1 readme",
-        "skipped 1 ZIP or TAR file beside the images: to read one, give it as an archive of its own",
+        "skipped 1 ZIP or TAR file beside the images: to read one, name it as --archive",
     ]
 
 

@@ -228,7 +228,7 @@ def test_mistakes_are_one_line(
 
 
 def test_options_of_masks_need_masks(archive: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected --masks with --mask-label, got none: give their URI"):
+    with pytest.raises(UserError, match="expected --masks with --mask-label, got none: add it"):
         Labeling(mask_label="Mass")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"expected masks as PNG or GIF files in .*empty, got none"):

@@ -96,7 +96,7 @@ def test_containers_beside_images_are_skipped_with_a_note(tmp_path: Path) -> Non
     saved(tmp_path / "a.zip", zipped(DICOM_FILES))
     files, notes = list_images(str(tmp_path))
     assert files[PATH].to_pylist() == ["1.dcm"]
-    assert notes == ["skipped 1 ZIP or TAR file beside the images: to read one, give it as an archive of its own"]
+    assert notes == ["skipped 1 ZIP or TAR file beside the images: to read one, name it as --archive"]
 
 
 def test_containers_in_containers_are_not_opened(tmp_path: Path) -> None:

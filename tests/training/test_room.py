@@ -46,10 +46,10 @@ def test_the_smallest_machine_is_one_that_has_the_resource(machines: list[dict[s
         (
             0,
             {"device": "gpu"},
-            "expected 1 GPUs, .* got a cluster with 0: give --device cpu, or use a cluster with GPUs",
+            "expected 1 GPUs, .* got a cluster with 0: use --device cpu, or use a cluster with GPUs",
         ),
-        (2, {"device": "gpu", "workers": 4}, "expected 4 GPUs, .* with 2: give --workers 2, or --device cpu"),
-        (2, {"workers": 4}, "expected 4 GPUs, .* with 2: give --workers 2, or --device cpu"),
+        (2, {"device": "gpu", "workers": 4}, "expected 4 GPUs, .* with 2: use --workers 2, or --device cpu"),
+        (2, {"workers": 4}, "expected 4 GPUs, .* with 2: use --workers 2, or --device cpu"),
         (0, {"workers": 9}, "the cluster has 8 CPUs: too few for a run of 9 workers .* Lower --workers or --cpus"),
         (9, {"workers": 9, "device": "gpu"}, "the cluster has 8 CPUs: too few for a run of 9 workers"),
     ],

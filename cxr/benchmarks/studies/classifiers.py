@@ -46,7 +46,7 @@ def joined(runs: Mapping[str, Sequence[Run]], truth: LabelTruth) -> dict[str, li
     both = np.isfinite(auroc(np.zeros(labels.shape), labels))
     findings = [finding for finding, measured in zip(every[0].findings, both.tolist(), strict=True) if measured]
     if not findings:
-        raise UserError("expected a finding with positive and negative test images, got none: give more images")
+        raise UserError("expected a finding with positive and negative test images, got none: use more images")
     return {name: [each.at(rows, findings) for each in of] for name, of in scores.items()}
 
 

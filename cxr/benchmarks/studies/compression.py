@@ -192,7 +192,7 @@ def check_classifier(checkpoint: Checkpoint) -> None:
     """Raise UserError unless the checkpoint predicts probabilities of findings."""
     if schema.PROBABILITIES not in checkpoint.recipe.score_columns.names:
         raise UserError(
-            f"{checkpoint.uri} is of family {checkpoint.recipe.family!r}, which does not predict findings: give a "
+            f"{checkpoint.uri} is of family {checkpoint.recipe.family!r}, which does not predict findings: use a "
             f"classifier's checkpoint"
         )
 

@@ -69,7 +69,7 @@ def read(
         make = partial(make_rows, pixels=pixels, crop=crop and crop.loaded(), enhance=recipe.enhancement)
         blocks = _decoded(table.take(chosen), make)
     if not total:
-        raise UserError(f"{archive} has no usable image in its {split} split: give another --split or archive")
+        raise UserError(f"{archive} has no usable image in its {split} split: use another --split or archive")
     usable = (block.filter(pc.is_valid(block[schema.PIXELS])) for block in blocks)
     parts = [_part(rows, pixels, recipe.size, len(findings)) for rows in usable if rows.num_rows]
     if not parts:

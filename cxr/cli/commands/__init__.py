@@ -135,11 +135,11 @@ COMMANDS: dict[str, Command] = {
         ),
         _train(
             "align",
-            "Train an aligner: an unsupervised spatial transformer that brings chest X-rays into one common frame.",
+            "Train an aligner: an unsupervised spatial transformer that registers chest X-rays to a common frame.",
         ),
         _train(
             "attend",
-            "Train a network that locates findings by comparing aligned chest X-rays with those without findings.",
+            "Train a network that locates findings by comparing aligned chest X-rays with images without findings.",
             "cxr train align --archive /data/nih --out runs/align",
             "cxr train attend --archive /data/nih --preset published --aligner runs/align/checkpoint",
             phantoms=800,
@@ -199,7 +199,7 @@ COMMANDS: dict[str, Command] = {
         ),
         _tune(
             "attend",
-            "Search the learning rate, box weight and backbone of a network that compares aligned X-rays.",
+            "Search the learning rate, box weight and backbone of a network that compares aligned chest X-rays.",
             phantoms=800,
         ),
         _tune(
@@ -263,8 +263,8 @@ COMMANDS: dict[str, Command] = {
 }
 
 GROUPS = {
-    "train": ("FAMILY", "Train a network of a family, or one that cxr ships (gate, phantom-lungs)."),
-    "tune": ("FAMILY", "Search a family's settings with Ray Tune and Optuna."),
+    "train": ("FAMILY", "Train a network of a family, or one that ships with cxr (gate, phantom-lungs)."),
+    "tune": ("FAMILY", "Search a family's hyperparameters with Ray Tune and Optuna."),
     "export": ("FORMAT", "Write scores or checkpoints in the format of other software."),
     "benchmark": ("NAME", "Compare with other methods, or measure speed."),
 }

@@ -1,10 +1,10 @@
-"""Compare an aligner with OpenCV's ECC, no alignment and the best affine transform, by the overlap of lungs.
+"""Compare an aligner with OpenCV's ECC, no alignment and the best affine transform, by the overlap of the lungs.
 
 cxr benchmark align  # on phantoms, with an aligner trained for a minute
 
 cxr benchmark align --archive /data/montgomery --archive /data/shenzhen --checkpoint s3://xrays/align
 
-Choose settings with --half choosing, and report figures with --half reporting.
+Choose settings with --half choosing, and report results with --half reporting.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Options:
     out: str = "runs/benchmark_align"
     """Folder or URI of the results: metrics, pictures, OUT/transforms.parquet."""
     seed: int = 0
-    """Random seed of the poses and of the bootstrap."""
+    """Random seed of the transforms and of the bootstrap."""
     limit: int = 0
     """Maximum number of images per archive. 0: all."""
     half: Half = "all"
-    """Compare only the images of one half of the patients, divided by a hash of their ids: the half on which settings
-    are chosen, or the half on which figures are reported."""
+    """Use only the images of one half of the patients, who are divided by a hash of their ids. choosing: the half for
+    choosing settings; reporting: the half for reporting results."""
     size: int = 256
     """Height and width, in pixels, at which images and masks are compared."""
 

@@ -1,11 +1,11 @@
-"""Measure what alignment does for classification: one classifier on initial, aligned and ECC-aligned images.
+"""Measure the effect of alignment on classification: one classifier on unaligned, aligned and ECC-aligned images.
 
 cxr benchmark alignment  # on phantoms in poses of three strengths
 
 cxr benchmark alignment --preset published --archive s3://xrays/nih --aligner s3://xrays/align/checkpoint \\
     --out s3://xrays/study
 
-`cxr benchmark align` compares aligners by the overlap of lungs; this study compares what a classifier makes of them.
+`cxr benchmark align` compares aligners by the overlap of lungs; this one compares them by the AUROC of a classifier.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Options(StudyOptions):
 
     PRESETS: ClassVar[Mapping[str, StudyPreset]] = {
         "published": StudyPreset(
-            "A DenseNet-121 on initial and aligned images of ChestX-ray14, with ImageNet's weights.",
+            "A DenseNet-121 on unaligned and aligned images of ChestX-ray14, with ImageNet weights.",
             {
                 "size": 320,
                 "backbone": "densenet121",

@@ -1,4 +1,4 @@
-"""Compare detectors by preprocessing, size of the ensemble, fusion of boxes, and a filter of normal images.
+"""Compare detectors: preprocessing, ensemble size, box fusion, and a filter of normal images.
 
 cxr benchmark detection  # on phantoms
 

@@ -61,8 +61,8 @@ class Options:
     seconds: float = 5.0
     """Seconds for each measurement, of which there are three for each family."""
     data: str = ""
-    """URI of shards to train from. Default: the same random images in memory in each step, so that waiting for data
-    is only waiting for their transfer."""
+    """URI of shards to train from. Default: the same random images in memory in each step, which only have to be
+    transferred to the device."""
     quick: bool = False
     """Use tiny networks and images; the figures are not meaningful."""
 

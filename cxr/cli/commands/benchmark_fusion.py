@@ -1,4 +1,4 @@
-"""Compare weighted boxes fusion with the package ensemble-boxes: speed and results.
+"""Compare weighted boxes fusion with the ensemble-boxes package: speed and results.
 
 cxr benchmark fusion --out runs/benchmark_fusion
 """

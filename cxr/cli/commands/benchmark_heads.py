@@ -1,4 +1,4 @@
-"""Measure how long a search of classification heads takes on synthetic embeddings, in one process.
+"""Measure how long a search for classification heads takes on synthetic embeddings, in one process.
 
 cxr benchmark heads --images 100000 --trials 200
 """

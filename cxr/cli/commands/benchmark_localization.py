@@ -1,4 +1,4 @@
-"""Compare networks that locate findings from labels alone: maps of all stages or of the last one, several seeds.
+"""Compare localization from image-level labels with maps of all backbone stages and of the last one only.
 
 cxr benchmark localization  # multiscale and last, on phantoms with small and large findings
 
@@ -38,8 +38,8 @@ class Options(StudyOptions):
     """Variants to compare: multiscale; fused (multiscale with fusion=maps); uniform; last; multiscale or last with
     -mean, -max or -lse for another pooling."""
     seeds: int = 5
-    """Number of networks per variant, each with its own seed. With few, one that does not learn a finding
-    decides the mean. A larger number with the same --out trains only the networks that are missing."""
+    """Number of networks per variant, each with its own seed. With few networks, a single one that does not learn a
+    finding dominates the mean. A larger number with the same --out trains only the missing networks."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, stored_size=128))
     recipe: LocalizeRecipe = field(default_factory=lambda: LocalizeRecipe(size=128))
     """Settings of all networks, except those that a variant sets: cam_stages, relevance, fusion, pooling."""

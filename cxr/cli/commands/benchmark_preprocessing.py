@@ -1,4 +1,4 @@
-"""Measure what noise removal, normalization, contrast equalization and a lung crop do to classification.
+"""Measure the effect of noise removal, normalization, contrast equalization and lung crops on classification.
 
 cxr benchmark preprocessing  # on phantoms
 

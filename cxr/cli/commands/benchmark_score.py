@@ -1,4 +1,4 @@
-"""Measure how fast archives are scored, compared with bare loops, and how much memory that takes.
+"""Measure how fast archives are scored, compared with bare loops, and how much memory scoring needs.
 
 cxr benchmark score --out runs/benchmark_score  # 15 minutes on two cores
 

@@ -1,4 +1,4 @@
-"""Join trained networks of one family into an ensemble: one checkpoint whose predictions are combined.
+"""Join trained networks of one family into an ensemble: one checkpoint that combines their predictions.
 
 cxr ensemble --checkpoint runs/a/checkpoint --checkpoint runs/b/checkpoint --archive runs/a/shards
 
@@ -24,7 +24,7 @@ class Options:
     """Settings of the command."""
 
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Folder or URI of the checkpoint of a member. Give the option once for each of at least two members."""
+    """Folder or URI of the checkpoint of a member. Repeat the option for each of at least two members."""
     out: str = "runs/ensemble"
     """Folder or URI of the results."""
     data: ArchiveOptions = field(default_factory=ArchiveOptions)
@@ -38,7 +38,7 @@ def main(options: Options) -> dict[str, Any]:
         )
     if not options.data.archive:
         raise UserError(
-            "expected --archive with validation images, on which thresholds of the ensemble are chosen: give the "
+            "expected --archive with validation images, on which thresholds of the ensemble are chosen: use the "
             "archive or the shards that the members were trained on"
         )
     if options.data.stream:

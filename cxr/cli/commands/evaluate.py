@@ -1,4 +1,4 @@
-"""Compare scores with the ground truth of an archive: metrics with confidence intervals, as numbers and tables.
+"""Compare scores with the ground truth of an archive: metrics with confidence intervals, as JSON and CSV.
 
 Writes tables (CSV) and result.json, but no page and no pictures; for those, see `cxr report`.
 

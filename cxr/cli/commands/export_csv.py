@@ -1,4 +1,4 @@
-"""Write the scores of a run as CSV: a row for each image, each study or each patient.
+"""Write the scores of a run as CSV, with a row for each image, study or patient.
 
 cxr export csv --run runs/score --out runs/export
 
@@ -20,9 +20,9 @@ class Options(ExportOptions):
     """Settings of the job."""
 
     per: Per = "image"
-    """What a row of the file describes. image: OUT/scores.csv. study: OUT/studies.csv, with the maximum of each score
-    over the frontal images of the study, and the id of that image. patient: OUT/patients.csv, the same for all
-    studies of a patient."""
+    """What a row describes. image: an image, in OUT/scores.csv. study: a study, in OUT/studies.csv, with the maximum
+    of each score over its frontal images, and the id of that image. patient: a patient, in OUT/patients.csv, with the
+    same for all of the patient's studies."""
 
 
 def main(options: Options) -> dict[str, Any]:

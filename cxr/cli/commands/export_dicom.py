@@ -1,4 +1,4 @@
-"""Write a run's scores as DICOM objects for a PACS: structured reports, segmentations and pictures with findings.
+"""Write a run's scores as DICOM objects for a PACS: structured reports, segmentations, secondary captures.
 
 cxr export dicom --run runs/scores --out runs/dicom
 
@@ -27,7 +27,7 @@ class Options:
     was written or why not. The files contain the identity of patients."""
     kinds: tuple[str, ...] = ("sr", "seg", "sc")
     """Objects to write: sr (structured report with findings, boxes, probabilities and thresholds), seg (segmentation
-    with the predicted mask), sc (secondary capture: the image with its findings drawn)."""
+    with the predicted mask), sc (secondary capture: the image with its predictions drawn on it)."""
     all_images: bool = False
     """Export all scored images, also those without a finding, box or mask."""
     box_score: float = 0.25
@@ -37,11 +37,11 @@ class Options:
     """Write segmentations with the probability of each pixel (FRACTIONAL) instead of masks (BINARY). The run contains
     only masks, so the exported images are segmented again, in this process, with the run's checkpoint."""
     member: str = ""
-    """Name of the checkpoint to export, if the run is of several."""
+    """Name of the checkpoint to export, if the run has several."""
     checkpoint: str = ""
-    """Checkpoint of the run, from which reports take the thresholds. Default: where it was when the run was made."""
+    """New location of the run's checkpoint, if it has moved. Reports take their thresholds from it."""
     archive: str = ""
-    """Where the scored archive is now. Default: where it was when the run was made."""
+    """New location of the scored archive, if it has moved."""
     crosswalk: str = ""
     """Folder that leads from pseudonyms back to images, for runs with --pseudonymize: the --crosswalk of
     cxr score."""
@@ -57,10 +57,10 @@ class Options:
     def __post_init__(self) -> None:
         if unknown := set(self.kinds) - {"sr", "seg", "sc"}:
             raise UserError(
-                f"expected --kinds sr, seg or sc, got {', '.join(sorted(unknown))}: give one or more of these"
+                f"expected --kinds sr, seg or sc, got {', '.join(sorted(unknown))}: use one or more of these"
             )
         if not self.kinds:
-            raise UserError("expected one or more --kinds, got none: give sr, seg or sc")
+            raise UserError("expected one or more --kinds, got none: use sr, seg or sc")
         if not 0 <= self.box_score <= 1:
             raise UserError(f"expected --box-score from 0 to 1, got {self.box_score}")
         if self.workers < 0:
@@ -86,15 +86,16 @@ def main(options: Options) -> dict[str, Any]:
     algorithm = dicom_run.read_algorithm(run, kinds, checkpoint[1] if checkpoint else {}, options.box_score)
     if checkpoint is None and schema.PROBABILITIES in dicom_run.columns_of(run):
         print(
-            "note: the run's checkpoint is not where it was, so reports contain decisions without thresholds; give "
-            "its place with --checkpoint",
+            "note: the run's checkpoint has been moved or deleted, so reports contain decisions without thresholds; "
+            "name its new location with --checkpoint",
             flush=True,
         )
     mask_probabilities, workers = None, options.workers
     if options.fractional:
         if checkpoint is None:
             raise UserError(
-                "expected --checkpoint with --fractional, because the run's checkpoint is not where it was: give it"
+                "--fractional needs the run's checkpoint, which has been moved or deleted: name its new location "
+                "with --checkpoint"
             )
 
         from cxr.inference.pixel_probabilities import PixelProbabilities

@@ -1,4 +1,4 @@
-"""Write a detector's scores as a submission (CSV) to the challenge VinBigData Chest X-ray Abnormalities Detection.
+"""Write a detector's scores as a submission (CSV) to the VinBigData Chest X-ray Abnormalities Detection challenge.
 
 cxr export kaggle-vinbigdata --run runs/scores --normal-run runs/classified --out runs/submission
 """
@@ -24,8 +24,8 @@ class Options(ExportOptions):
     """Split whose images are submitted. The challenge accepts only its own test images, so test images that are
     listed in train.csv are left out."""
     normal_run: str = ""
-    """OUT of `cxr score` with a classifier, whose scores give the probability that an image is normal.
-    Default: no filter."""
+    """OUT of `cxr score` with a classifier whose scores contain the probability that an image is normal. Default: no
+    filter."""
     low: float = 0.08
     """Images whose probability of being normal is at least this get a "No finding" box in addition to their boxes."""
     high: float = 0.95

@@ -1,4 +1,4 @@
-"""Export a checkpoint of any family as one ONNX file, and compare its predictions with PyTorch's.
+"""Export a checkpoint of any family as an ONNX file, and compare its predictions with PyTorch's.
 
 cxr export onnx --checkpoint runs/localize/checkpoint --stored-size 512 --out runs/export
 """
@@ -19,11 +19,11 @@ class Options:
     checkpoint: str = ""
     """Folder or URI of a checkpoint. Default: train an aligner for a minute on a small phantom archive."""
     stored_size: int = 0
-    """Height and width in pixels of the images that the file takes; it resizes them to the network's input. 0: the
-    size of the network's input."""
+    """Height and width, in pixels, of the images that the ONNX graph takes; it resizes them to the network's input.
+    0: the size of the network's input."""
     prepared_images: bool = False
-    """Also export a checkpoint whose images must be cropped to the lungs or enhanced. The file does not contain these
-    steps: the program that uses it must do them first."""
+    """Also export a checkpoint whose images must be aligned, cropped to the lungs or enhanced first. The file does
+    not contain these steps: the program that uses it must do them."""
     out: str = "runs/export"
     """Folder or URI of the result: OUT/model.onnx."""
 

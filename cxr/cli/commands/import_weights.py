@@ -1,4 +1,4 @@
-"""Import public weights of another library: as a checkpoint that is ready to score, or as weights to train from.
+"""Import public weights of another library as a checkpoint that is ready to score, or as initial weights.
 
 cxr import-weights model.pt --from torchxrayvision --name densenet121-res224-all --trust --out s3://models/xrv-all
 
@@ -25,15 +25,15 @@ class Options:
     library: Annotated[Literal["torchxrayvision", "ultralytics", "timm", "dinov2"], tyro.conf.arg(name="from")] = (
         "torchxrayvision"
     )
-    """Library that the weights are for."""
+    """Library that the weights come from."""
     out: str = "runs/import_weights"
     """Folder or URI of the result."""
     trust: bool = False
-    """Open a file that holds Python objects and not only tensors, in a separate process that runs none of the file's
-    code. Do this only if you trust the file, and on a machine outside the hospital's network."""
+    """Open a file that contains Python objects and not only tensors, in a separate process that runs none of the
+    file's code. Do this only if you trust the file, and on a machine outside the hospital's network."""
     name: str = ""
     """TorchXRayVision's name of the weights (densenet121-res224-all), or timm's name of the network. Default:
-    recognized by the file's name and contents."""
+    recognize it by the file's name and contents."""
     findings: tuple[str, ...] = ()
     """Names of the network's outputs, in order. Default: those of the file or the library."""
     size: int = 0

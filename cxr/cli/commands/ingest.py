@@ -1,4 +1,4 @@
-"""Decode an archive of X-rays into shards, which training reads fast.
+"""Decode an archive of X-rays once into shards, which training reads fast.
 
 cxr ingest --archive s3://xrays/nih --out s3://xrays/shards
 """
@@ -44,7 +44,7 @@ class Options:
     """Folder or URI of the archive, a ZIP or TAR file, or a CSV or Parquet file that lists images. Default: a small
     phantom archive, written to OUT/phantoms."""
     out: str = "runs/ingest"
-    """Folder or URI of the shards. Give the same command again to continue a run that was stopped."""
+    """Folder or URI of the shards. Run the same command again to continue a run that was stopped."""
     stored_size: int = 256
     """Height and width of the stored images in pixels. Images are padded to a square to keep their aspect ratio."""
     bits: Literal[8, 16] = 8
@@ -58,11 +58,11 @@ class Options:
     lung_margin: float = MARGIN
     """Margin added on each side of the square around the lungs, as a fraction of its side."""
     aligner: str = ""
-    """URI of a checkpoint of family align. Images are turned, stretched and moved into its common frame, in one
-    resampling of the original's pixels. Not for family attend, which aligns in its network. Default: no alignment."""
+    """URI of a checkpoint of family align. Images are registered to its common frame, in a single resampling of the
+    original pixels. Not for family attend, which aligns in its network. Default: no alignment."""
     center_crop: Literal["", "area", "gaussian"] = ""
-    """Crop images to their largest centered square, and resample it by area, or with a Gaussian filter as
-    TorchXRayVision does (give 16 bits). Default: no crop."""
+    """Crop images to their largest centered square, and resize it by area averaging, or with a Gaussian filter as
+    TorchXRayVision does (add --bits 16). Default: no crop."""
     enhancement: Enhancement = field(default_factory=Enhancement)
     reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
@@ -73,7 +73,7 @@ def main(options: Options) -> dict[str, Any]:
     given = [name for name in ("lung_crop", "aligner", "center_crop") if getattr(options, name)]
     if len(given) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UserError(f"expected at most one of --lung-crop, --aligner and --center-crop, got {names}: give one")
+        raise UserError(f"expected at most one of --lung-crop, --aligner and --center-crop, got {names}: use one")
     if options.archive:
         storage.check_readable(options.archive)
     if options.labeling.labels:

@@ -1,6 +1,6 @@
-"""Show what an archive or shards contain, before anything is trained: counts, figures and a contact sheet.
+"""Show what an archive or shards contain, before you train: counts, figures and a contact sheet.
 
-Labels, boxes and masks of your own are joined as in training, and notes say what matched.
+Labels, boxes and masks of your own are matched with the images as in training, and notes say what matched.
 
 cxr inspect --archive /data/hospital --labels /data/labels.csv --out runs/inspect
 """
@@ -29,7 +29,7 @@ class Options:
     images: int = 24
     """Number of images to decode for the contact sheet."""
     seed: int = 0
-    """Random seed of the choice of these images."""
+    """Random seed for choosing these images."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
 

@@ -1,4 +1,4 @@
-"""Make an archive of synthetic chest X-rays (phantoms) with ground truth, in the layout of a published archive.
+"""Generate an archive of synthetic chest X-rays (phantoms) with ground truth, in the layout of a published archive.
 
 cxr phantom --out runs/phantom --count 200 --preview runs/phantom.jpg
 """
@@ -70,7 +70,7 @@ class Options:
     layout: Layout = "chestxray14"
     """Published archive whose layout to imitate. montgomery, shenzhen and jsrt have lung masks; siim and siim-png
     pneumothorax masks; vinbigdata, vinbigdata-png and vindr-cxr boxes by three readers per image; rsna-pneumonia
-    boxes around opacities; chexpert, mimic-cxr-jpg and padchest labels as from reports."""
+    boxes around opacities; chexpert, mimic-cxr-jpg and padchest report-level labels."""
     count: int = 64
     """Number of images; chestxray14, chexpert, mimic-cxr-jpg, padchest and rsna-pneumonia have one to four per
     patient, other layouts one."""
@@ -88,7 +88,7 @@ class Options:
     pose: float = 1.0
     """Strength of the random shift, rotation, scale and shear. 0: none."""
     preview: str | None = None
-    """Path of a JPEG to write that shows the first images with findings and boxes. It must lie outside of OUT."""
+    """Path of a JPEG file to write, which shows the first images with findings and boxes. It must be outside OUT."""
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Report on scores: metrics with confidence intervals and pictures, for one run or compared with another run.
+"""Write a report on scores: metrics with confidence intervals and pictures, for one run or several runs.
 
 If the archive has no ground truth, the report describes the scores: their distributions, examples, and the images
 that could not be scored.

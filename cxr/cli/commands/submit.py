@@ -1,7 +1,7 @@
-"""Run a command of cxr on a Ray cluster: submit it, show its output, and exit with its exit code.
+"""Run a cxr command on a Ray cluster: submit it, show its output, and exit with its exit code.
 
 The cluster is the one at RAY_API_SERVER_ADDRESS, or the one to which `ray dashboard` has opened a tunnel. If the
-connection drops, the output continues where it stopped. Ctrl-C ends the output, not the job.
+connection drops, the output continues where it stopped. Ctrl-C stops the output, not the job.
 
 cxr submit -- train classify --archive s3://xrays/nih --out s3://xrays/classify --workers 8
 cxr submit --working-dir . -- tune align --archive s3://xrays/nih --out s3://xrays/tune  # the code of this folder
@@ -28,27 +28,26 @@ class Options:
     """Settings of the submission."""
 
     command: tyro.conf.Positional[tuple[str, ...]] = ()
-    """The command that is to run on the cluster, without `cxr`, after `--`."""
+    """The command to run on the cluster, without `cxr`, after `--`."""
     address: str = ""
-    """Address of the cluster's dashboard, such as http://127.0.0.1:8265. Default: RAY_API_SERVER_ADDRESS, else that
-    one."""
+    """Address of the cluster's dashboard. Default: RAY_API_SERVER_ADDRESS, or else http://127.0.0.1:8265."""
     wait: bool = True
     """Show the job's output until it ends, and exit with its exit code."""
     working_dir: str = ""
-    """Folder with the code of cxr that the job is to run. Default: the version that is installed on the cluster."""
+    """Folder with the code of cxr to run. Default: the version that is installed on the cluster."""
     runtime_env: str = ""
     """YAML file with Ray's runtime environment for the job, such as cluster/runtime_env.yaml."""
     env: tuple[str, ...] = ()
     """Environment variables of the job, as NAME=VALUE."""
     follow: str = ""
-    """Id of a job that was submitted before: show its output from the beginning."""
+    """Id of a submitted job whose output to show, from the beginning."""
     stop: str = ""
-    """Id of a job to stop. It saves what is finished and exits."""
+    """Id of a submitted job to stop. The job saves finished work and exits."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("follow", "stop") if getattr(self, name)]
         if len(given) + bool(self.command) > 1:
-            raise UserError("expected a command after --, --follow or --stop, got several: give one of them")
+            raise UserError("expected a command after --, --follow or --stop, got several: use one of them")
         for each in self.env:
             if not each.partition("=")[0].isidentifier() or "=" not in each:
                 raise UserError(f"expected NAME=VALUE after --env, got {each!r}: correct it")
@@ -66,7 +65,7 @@ def main(options: Options) -> tuple[dict[str, Any], str]:
     client = connect(options.address)
     if options.stop:
         _answer(client.stop_job, options.stop)
-        return {"job": options.stop}, f"{options.stop} is being stopped; the same command continues later"
+        return {"job": options.stop}, f"{options.stop} is being stopped; submit the same command again to continue"
     if options.follow:
         _follow(client, options.follow)
     name = "-".join([*_words(options.command), secrets.token_hex(3)])
@@ -90,8 +89,8 @@ def _how_to(name: str) -> str:
     return (
         f"to show its output: cxr submit --follow {name}\n"
         f"to stop it: cxr submit --stop {name}\n"
-        f"to continue it once it was stopped or has failed: submit the same command again, with --resume if training "
-        f"had begun"
+        f"to continue it after it was stopped or failed: submit the same command again, with --resume if training "
+        f"had started"
     )
 
 
@@ -113,7 +112,7 @@ def _runtime_environment(options: Options) -> dict[str, Any]:
 
 
 def _answer(request: Any, *arguments: Any, **options: Any) -> Any:
-    """The cluster's answer to a request; what it refuses is a mistake of the user."""
+    """The cluster's answer to a request; a request that it rejects is a mistake of the user."""
     try:
         return request(*arguments, **options)
     except (RuntimeError, ValueError, OSError) as error:

@@ -25,15 +25,16 @@ class Options:
     run: str = "runs/score"
     """OUT of `cxr score`: a folder, s3://bucket/prefix or gs://bucket/prefix."""
     member: str = ""
-    """Name of the checkpoint, if the run is of several."""
+    """Name of the checkpoint, if the run has several."""
     archive: str = ""
     """Archive or shards with the labels: a folder or URI. Default: the archive that was scored."""
     criterion: str = "youden"
-    """What makes a threshold the best one. youden: the sum of sensitivity and specificity; f1: F1; specificity:0.95:
-    the highest sensitivity with a specificity of at least .95; sensitivity:0.95: the highest specificity with such a
-    sensitivity; ppv:0.5: the highest sensitivity with such a positive predictive value."""
+    """Which threshold to choose. youden: that with the largest sum of sensitivity and specificity; f1: with the
+    largest F1; specificity:0.95: with the highest sensitivity at a specificity of at least .95; sensitivity:0.95:
+    with the highest specificity at such a sensitivity; ppv:0.5: with the highest sensitivity at such a positive
+    predictive value."""
     split: Split = "all"
-    """Images to choose on. Report on other images than these, or the report is too optimistic."""
+    """Split on which to choose. A report on the same images would be too optimistic."""
     resamples: int = RESAMPLES
     """Number of bootstrap resamples of patients for confidence intervals."""
     seed: int = 0

@@ -1,11 +1,11 @@
-"""Train the network that tells whether an image is an upright frontal chest X-ray, and measure it on archives.
+"""Train the gate, a network that recognizes upright frontal chest X-rays, and evaluate it on archives.
 
 It is trained on phantoms and on the training images of the archives given with --archive, which must be frontal
 chest X-rays. The shipped file, cxr/data/gate.safetensors, was made by the first command.
 
 cxr train gate --archive /data/chestxray14 --test /data/montgomery --test /data/shenzhen
 
-cxr train gate --steps 0 --test /data/montgomery  # measure the shipped one
+cxr train gate --steps 0 --test /data/montgomery  # evaluate the network that ships with cxr
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Options:
     out: str = "runs/gate"
     """Folder of the results; the weights are OUT/gate.safetensors."""
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive of frontal chest X-rays. The network is trained on its training images and measured on its test images.
-    May be repeated."""
+    """Archive of frontal chest X-rays. The network is trained on its training images and evaluated on its test
+    images. May be repeated."""
     test: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive of frontal chest X-rays. The network is measured on all of its images. May be repeated."""
+    """Archive of frontal chest X-rays. The network is evaluated on all of its images. May be repeated."""
     phantoms: int = 1000
     """Number of phantoms of each kind to train on."""
     steps: int = 3000
-    """Number of training steps, with 64 images each; 0 measures the shipped network instead."""
+    """Number of training steps, with 64 images each. 0: evaluate the network that ships with cxr instead."""
     seed: int = 0
     """Seed of the phantoms, the initial weights and the augmentation."""
 

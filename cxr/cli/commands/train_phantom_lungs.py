@@ -1,4 +1,4 @@
-"""Train the lung network that this package ships on phantoms only, and measure it on archives with lung masks.
+"""Train on phantoms the lung network that ships with cxr, and evaluate it on archives with lung masks.
 
 The shipped file, cxr/models/phantom_lungs.safetensors, was made by the first command; no image of a patient was used.
 
@@ -6,7 +6,7 @@ cxr train phantom-lungs --out runs/phantom_lungs
 
 cxr train phantom-lungs --steps 0 --archive /data/montgomery --archive /data/shenzhen
 
-The last command measures the shipped network, on the images of one half of the patients with --half.
+The last command evaluates the network that ships with cxr.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Options:
     phantoms: int = 1500
     """Number of training images."""
     steps: int = 2500
-    """Number of training steps, with 16 images each. 0: measure the shipped network instead."""
+    """Number of training steps, with 16 images each. 0: evaluate the network that ships with cxr instead."""
     seed: int = 0
     """Seed of the phantoms, the initial weights and the augmentation."""
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Folder or URI of an archive with lung masks to measure the network on; may be repeated."""
+    """Folder or URI of an archive with lung masks on which to evaluate the network. May be repeated."""
     half: Literal["all", "choosing", "reporting"] = "all"
-    """Measure only on the images of one half of the patients; see `cxr benchmark align`."""
+    """Evaluate only on the images of one half of the patients; see `cxr benchmark align`."""
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 32 or self.phantoms < 1 or self.steps < 0:
