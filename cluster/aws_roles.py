@@ -1,8 +1,8 @@
-"""Make the IAM roles of cluster.yaml's machines, once for an AWS account; running it again updates them.
+"""Create the IAM roles for the machines of cluster.yaml, once per AWS account; running it again updates them.
 
     python cluster/aws_roles.py --bucket my-xrays [--bucket my-results]
 
-cxr-worker may read and write the buckets, nothing else; cxr-head may also start machines and stop its own.
+cxr-worker may only read and write the buckets; cxr-head may also start machines, and stop those of this cluster.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ HEAD, WORKER = "cxr-head", "cxr-worker"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the IAM roles cxr-head and cxr-worker.")
-    parser.add_argument("--bucket", action="append", required=True, help="that jobs may use (repeatable)")
+    parser = argparse.ArgumentParser(description="Create the IAM roles cxr-head and cxr-worker.")
+    parser.add_argument("--bucket", action="append", required=True, help="bucket that jobs may use (repeatable)")
     buckets = parser.parse_args().bucket
     account = boto3.client("sts").get_caller_identity()["Account"]
     make_role(WORKER, use_buckets(buckets))

@@ -1,7 +1,7 @@
-"""The whole pipeline on one machine, as `make demo` runs it; each command is printed and can be copied.
+"""The whole pipeline on one machine, for `make demo`; each command is printed and can be copied.
 
-Starts a private Ray head, makes synthetic X-rays, and submits one job that searches for an aligner, scores the X-rays
-with the best one and writes a page. Everything that it started is stopped, also after a failure or Ctrl-C.
+Starts a private Ray head, generates synthetic X-rays, and submits one job that searches for the best aligner, scores
+the X-rays with it and writes an HTML page. At the end, it stops everything, also after a failure or Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Search for the best chest alignment on synthetic X-rays.")
+    parser = argparse.ArgumentParser(description="Search for the best aligner of chest X-rays, on synthetic images.")
     parser.add_argument(
         "--out", type=Path, default=REPOSITORY / "runs" / "demo", help="Output folder; emptied first."
     )
     parser.add_argument("--images", type=int, default=100, help="Number of synthetic X-rays.")
-    parser.add_argument("--trials", type=int, default=4, help="Number of settings to try.")
+    parser.add_argument("--trials", type=int, default=4, help="Number of trials of the search.")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.chdir(REPOSITORY)

@@ -17,7 +17,7 @@ from cxr.training.options import RunOptions, SearchOptions
 BEFORE = "_before"  # in names of metrics of the images before alignment
 CAPTIONS = {
     "before_after.png": "Images of the validation split, before and after alignment.",
-    "mean_before_after.png": "The mean of these images: the sharper it is, the better they are aligned.",
+    "mean_before_after.png": "Mean of these images: the better they are aligned, the sharper it is.",
 }
 
 
@@ -30,7 +30,7 @@ class Options:
     out: str = "runs/demo"
     """Folder of the results."""
     trials: int = 4
-    """Number of settings to try."""
+    """Number of trials of the search."""
     epochs: int = 8
     """Epochs of a trial that is not stopped early."""
 
@@ -63,8 +63,8 @@ def main(options: Options) -> dict[str, Any]:
         Section(
             "Ranked trials",
             [
-                f"Each trial trained with different settings. `{recipe.monitor}` ranks them; trials that fell "
-                f"behind were stopped early.",
+                f"Each trial trained with different settings. They are ranked by `{recipe.monitor}`; bad "
+                f"trials were stopped early.",
                 table,
             ],
         ),
@@ -79,15 +79,15 @@ def main(options: Options) -> dict[str, Any]:
         Section(
             "Next steps",
             [
-                "Train on images of your own: `cxr train align --archive FOLDER --out runs/align`",
-                "Search for longer: `cxr tune align --archive FOLDER --trials 20 --out runs/tune`",
+                "Train on your own images: `cxr train align --archive FOLDER --out runs/align`",
+                "Run a longer search: `cxr tune align --archive FOLDER --trials 20 --out runs/tune`",
                 f"Score other images: `cxr score --archive FOLDER --checkpoint "
                 f"{tuned['checkpoint']} --out runs/scores`",
-                "Each command runs on a cluster as well: put `cxr submit --` before its name.",
+                "To run these commands on a Ray cluster: `cxr submit -- train align …`",
             ],
         ),
     ]
-    lead = f"The best of {options.trials} aligners of chest X-rays, trained and applied on this machine in one job."
+    lead = f"The best of {options.trials} aligners for chest X-rays, trained and applied on this machine in one job."
     pages = write_report(out, Report("Chest X-rays aligned to a common frame", lead, sections))
     return {"checkpoint": tuned["checkpoint"], "metrics": metrics, "scores": scored.scores, **pages}
 

@@ -1,9 +1,9 @@
-"""A Ray head on this machine that nobody else can reach or use.
+"""Run a Ray head on this machine that only you can reach and use.
 
     python cluster/local_head.py
 
-runs one until Ctrl-C or SIGTERM and prints the `export` lines that `cxr submit` needs to find it. The head
-listens on loopback only, requires a token that only this user can read, and sends no usage statistics.
+It runs until Ctrl-C or SIGTERM, and prints the `export` lines with which `cxr submit` finds it. The head listens on
+loopback only, requires a token that only this user can read, and sends no usage statistics.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a fresh Ubuntu machine a node of the cluster; does nothing on one that is. Run by `ray up` on every node.
+# Sets up a fresh Ubuntu machine as a node of the cluster. `ray up` runs it on every node; running it again is harmless.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,7 +9,7 @@ if ! command -v make >/dev/null || ! python3 -c 'import ensurepip' 2>/dev/null; 
 fi
 make --no-print-directory install
 
-# NVIDIA's driver, for machines with a GPU whose image has none.
+# Install NVIDIA's driver on machines with a GPU whose image does not have it.
 if grep -qs 0x10de /sys/bus/pci/devices/*/vendor && ! [ -e /proc/driver/nvidia ]; then
     sudo apt-get -qq update
     sudo DEBIAN_FRONTEND=noninteractive apt-get -qq install -y ubuntu-drivers-common
@@ -17,7 +17,7 @@ if grep -qs 0x10de /sys/bus/pci/devices/*/vendor && ! [ -e /proc/driver/nvidia ]
     sudo modprobe nvidia
 fi
 
-# The launcher's later commands, and thereby Ray and all its jobs, take these from here.
+# Environment of the launcher's later commands, and thereby of Ray and all its jobs.
 if ! grep -q RAY_AUTH_MODE ~/.bashrc; then
     cat >>~/.bashrc <<EOF
 export PATH="$PWD/.venv/bin:\$PATH"

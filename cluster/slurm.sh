@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs a command of cxr on the machines that Slurm allocates, which form a Ray cluster for as long as it runs:
+# Runs a cxr command on the machines that Slurm allocates, as a Ray cluster that ends with the command:
 #
 #   sbatch --nodes 3 --gpus-per-node 4 cluster/slurm.sh \
 #       cxr train classify --archive /data/nih --out /data/run --workers 12
 #
-# --archive and --out must lie on a file system that all machines share, or in object storage. Activate the environment
+# --archive and --out must be on a file system that all machines share, or in object storage. Activate the environment
 # of cxr first, or set CXR_ENV to its folder: sbatch passes the environment on. Options of sbatch override the lines
-# below. scancel stops the job with SIGTERM, and so does Slurm two minutes before the time limit: what is finished is
-# saved, and the same command continues. The exit code is that of the command.
+# below. scancel sends SIGTERM to the job, and so does Slurm two minutes before the time limit: finished work is saved,
+# and the same command continues. The exit code is that of the command.
 #SBATCH --job-name=cxr
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -25,7 +25,7 @@ if [ -n "${CXR_ENV:-}" ]; then
     PATH="$CXR_ENV/bin:$PATH"
 fi
 if ! command -v ray >/dev/null; then
-    echo "error: the program ray was not found: activate the environment of cxr, or set CXR_ENV to its folder" >&2
+    echo "error: the command ray was not found: activate the environment of cxr, or set CXR_ENV to its folder" >&2
     exit 2
 fi
 
@@ -33,7 +33,7 @@ fi
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 RAY_AUTH_TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
-# cxr cannot know that the machines share their folders.
+# cxr cannot detect that the machines share folders.
 export CXR_SHARED_FILESYSTEM="${CXR_SHARED_FILESYSTEM:-1}"
 # Ray's default, /tmp/ray, may belong to another user of the machine.
 export RAY_TMPDIR="/tmp/cxr-$SLURM_JOB_ID"
@@ -68,11 +68,11 @@ done
 count="import ray; ray.init('$address', logging_level='ERROR', log_to_driver=False)
 print(sum(node['Alive'] for node in ray.nodes()))"
 for attempt in {1..40}; do
-    alive=$(timeout 60 python3 -c "$count" 2>/dev/null || echo 0) # without a head, Ray would wait for ever
+    alive=$(timeout 60 python3 -c "$count" 2>/dev/null || echo 0) # without a head, Ray would wait forever
     if [ "$alive" -ge "${#nodes[@]}" ]; then
         break
     elif [ "$attempt" = 40 ] || ! kill -0 "${steps[0]}" 2>/dev/null; then
-        echo "error: $alive of ${#nodes[@]} machines run Ray, and the others did not start it in time: see ray-$SLURM_JOB_ID-*.log" >&2
+        echo "error: $alive of ${#nodes[@]} machines run Ray; it did not start on the others in time: see ray-$SLURM_JOB_ID-*.log" >&2
         exit 1
     fi
     sleep 5

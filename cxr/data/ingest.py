@@ -146,9 +146,9 @@ def _continued_plan(out: str, settings: Mapping[str, Any]) -> IngestPlan | None:
     if planned is None or planned.settings != settings:
         return None
     if changed := planned.changed_files():
-        console.note(f"changed since the images were listed, so that they are listed again: {', '.join(changed)}")
+        console.note(f"listing the images again, because these files have changed: {', '.join(changed)}")
         return None
-    console.note(f"continuing with the {counted(planned.images, 'image')} that were listed when this ingest began")
+    console.note(f"continuing with the {counted(planned.images, 'image')} that were listed when this ingest started")
     for note in planned.notes:
         console.note(note)
     return planned

@@ -44,8 +44,8 @@ def unscored_section(run: Run, out: str, result: dict[str, Any]) -> Section:
         rows = [[name, f"{count:,}", share(count, table.num_rows)] for name, count in gate.most_common()]
         blocks += [
             "The gate checks that each image is an upright frontal chest X-ray that is not inverted. Scores of other "
-            "images mean little.",
-            Table(["what the gate said", "images", "share"], rows),
+            "images are meaningless.",
+            Table(["result of the gate", "images", "share"], rows),
         ]
     return Section("Images without scores, and the gate", blocks)
 

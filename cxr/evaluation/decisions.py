@@ -270,7 +270,7 @@ def _hardest_text(cases: Mapping[str, Sequence[Case]], value: str, *, with_maps:
     text = (
         f"{len(cases[FALSE_POSITIVES]):,} false positives and {len(cases[FALSE_NEGATIVES]):,} false negatives. Shown "
         f"are the most confident ones: false positives whose {value} few images exceed, and false negatives with the "
-        f"lowest. Labels can be wrong, too: look at these images first. `hardest.csv` lists up to {LISTED} of each."
+        f"lowest. Labels can be wrong, too: check these images first. `hardest.csv` lists up to {LISTED} of each."
     )
     if with_maps:
         text += " Each heat map is scaled to its own maximum: it shows where the evidence is, not how much."

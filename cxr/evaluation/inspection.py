@@ -327,7 +327,7 @@ def _labels_section(facts: Mapping[str, Any], out: str) -> Section:
     positives = {name: each["positive_by_split"] for name, each in findings.items()}
     known = {name: each["positive"] + each["negative"] for name, each in findings.items()}
     caption = "Images with each finding by split, and their share of the images in which the finding is known."
-    blocks: list[Block] = [Table(head, rows), "The columns of splits count positive images."]
+    blocks: list[Block] = [Table(head, rows), "The columns of the splits have the numbers of positive images."]
     if any(each["positive"] for each in findings.values()):
         blocks.append(save_picture(pictures.labels_by_split(positives, known), out, LABELS, caption))
     return Section("Labels", blocks)

@@ -68,7 +68,7 @@ def several_runs(contents: Mapping[str, Content], out: str) -> tuple[Report, dic
     archives = dict.fromkeys(map(_archive, contents.values()))
     page = Report(
         title=f"{counted(len(contents), 'run' if len(runs) > 1 else 'model')} on {' and '.join(archives)}",
-        lead=f"{', '.join(contents)}: each has a part of this page.",
+        lead=f"{', '.join(contents)}: each has a section of this page.",
         facts=_written(),
         sections=[_side_by_side(contents, figures, out)],
         parts=parts,

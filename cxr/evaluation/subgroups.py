@@ -175,10 +175,10 @@ def _spoken(name: str) -> str:
 
 def _explanation(content: Content) -> str:
     return (
-        "The same metrics on parts of the images. Intervals are percentile intervals of "
+        "The same metrics on subgroups of the images. Intervals are percentile intervals of "
         f"{counted(content.options.resamples, 'bootstrap resample')} of the patients of a group. A group with fewer "
-        f"than {FEW_PATIENTS} patients is listed without figures. Means over findings are over those that can be "
-        "measured in a group, so that groups may differ in what they average. Of many groups, some differ by chance."
+        f"than {FEW_PATIENTS} patients is listed without figures. Means over findings include only findings that can "
+        "be measured in a group, which may differ between groups. With many groups, some differ by chance."
     )
 
 

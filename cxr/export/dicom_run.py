@@ -265,7 +265,7 @@ def _check_out(export: Export) -> None:
     if storage.exists(uri) and (earlier := storage.read_json(uri)) != about:
         raise UserError(
             f"expected an export of {about['model']}, weights {about['weights_sha256'][:16]}, in {export.out}, got "
-            f"one of {earlier['model']}, weights {earlier['weights_sha256'][:16]}: choose another --out"
+            f"one of {earlier['model']}, weights {earlier['weights_sha256'][:16]}: use another --out"
         )
     storage.write_json(uri, about)
 

@@ -132,10 +132,11 @@ def check_same_settings(about: Mapping[str, Any], recipe: Recipe, findings: Sequ
     """Raise UserError unless training can resume from a checkpoint: only how long to train may have changed."""
     changed = recipe.changes_from(about["recipe"], free=recipe.may_change_on_resume)
     if list(findings) != about["findings"]:
-        changed.append("the archive has other findings")
+        changed.append("the archive has different findings")
     if changed:
         raise UserError(
-            f"the run to resume has other settings ({'; '.join(changed)}): use the same settings, or another --out"
+            f"the run to resume has different settings ({'; '.join(changed)}): use the same settings, or another "
+            f"--out"
         )
 
 

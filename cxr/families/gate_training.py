@@ -174,7 +174,7 @@ def _standardized(x_B1HW: Tensor) -> Tensor:
 def save_weights(network: GateNetwork, training: GateTraining, about: Mapping[str, object], uri: str) -> None:
     """Write the network as safetensors, whose metadata say how it was made."""
     provenance = {
-        "description": "Tells upright frontal chest X-rays from rotated, inverted and other images.",
+        "description": "Distinguishes upright frontal chest X-rays from rotated, inverted and other images.",
         "training": json.dumps(asdict(training)),
         "about": json.dumps(dict(about)),
         "cxr_version": cxr.__version__,

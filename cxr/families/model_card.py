@@ -42,23 +42,23 @@ _CROPS = {
 _NOT_SETTINGS = {"family", "members", "aligner_recipe", "folds", "fold"}  # described elsewhere, or too long
 
 _NOT_INTERVALS = """\
-These are estimates without confidence intervals. They were measured on the validation images, which also selected
-the epoch, the thresholds and possibly the settings, so expect lower values for new images. `cxr score` and
-`cxr report` measure the checkpoint on other images, with intervals from resampling patients.
+These are estimates without confidence intervals. They were measured on the validation images, on which the epoch,
+the thresholds and possibly the settings were selected, so expect lower values on new images. To evaluate the
+checkpoint on other images, with confidence intervals, use `cxr score` and `cxr report`.
 """
 _LIMITS = """\
 - This is not a medical device. It has not been tested for clinical use, and its scores must not be used for diagnosis
   without an evaluation at the place of use.
-- It was measured only on images like those listed under Data. Other hospitals, devices, projections, ages and
-  prevalences can change its performance; measure it on your own images first.
+- It was evaluated only on images like those listed under Data. Performance can differ with other hospitals, devices,
+  projections, ages and prevalences; evaluate it on your own images first.
 """
 _CLASSIFIER_LIMITS = """\
 - Labels of public archives are often extracted from reports and contain errors, which the network learns, too.
 - Probabilities are not calibrated. Thresholds were selected at the prevalence of the validation images.
 """
 _LICENSE = """\
-The software cxr is licensed under AGPL-3.0-or-later. The terms of these weights also depend on the archives and
-the initial weights that they were trained with. These terms are not recorded: ask whoever trained the checkpoint.
+The software cxr is licensed under AGPL-3.0-or-later. The terms of these weights also depend on the archives and the
+initial weights with which they were trained. These terms are not recorded: ask whoever trained the checkpoint.
 """
 
 
@@ -87,7 +87,7 @@ def model_card(about: Mapping[str, Any]) -> str:
 
 
 _USE = """\
-Use the folder that contains this file, or its URI:
+FOLDER is the folder with this file, or its URI:
 
     cxr score --archive ARCHIVE --checkpoint FOLDER --out OUT
     cxr export onnx --checkpoint FOLDER --out OUT
@@ -103,7 +103,7 @@ def _license(origin: Mapping[str, Any] | None) -> str:
     return (
         f"The software cxr is licensed under AGPL-3.0-or-later. These weights were not trained with it: they were "
         f"imported from {origin['library']}, file {origin['file']}{where}, SHA-256 {origin['sha256']}. Their license "
-        f"is {origin['license']}. The images that they were trained on may have terms of their own.\n"
+        f"is {origin['license']}. The images that they were trained on may have their own terms.\n"
     )
 
 

@@ -54,10 +54,10 @@ def legend(resamples: int, size: int) -> str:
     """Explains `headline_table`."""
     return (
         f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
-        "images. An aligner is free to choose its common frame. For the distance from the known pose, the constant "
-        "frame that fits best is applied first; for the other metrics, the mean transform is removed, so that "
-        f"zooming in gains nothing. Masks are compared at {size} x {size} px. The correlation is that of "
-        "contrast-normalized images."
+        "images. An aligner's choice of the common frame is arbitrary. The distance from the known pose is therefore "
+        "measured after the constant transform that fits best was applied; the other metrics are measured after the "
+        f"mean transform was removed, so that zooming in does not improve them. Masks are compared at {size} x {size} "
+        "px. The correlation is that of contrast-normalized images."
     )
 
 
@@ -76,9 +76,9 @@ def parameter_table(predicted: Mapping[str, np.ndarray], actual: Mapping[str, np
 def parameter_legend() -> str:
     """Explains the parts of a transform."""
     return (
-        "A transform maps the common frame to the image, and so describes how the chest lies in the image: rotated "
-        "clockwise, and shifted to the right or down. Scale is the part of the image's width that the common frame "
-        "covers (geometric mean of both axes), and stretch the ratio of its width to its height."
+        "A transform maps the common frame to the image: it describes the pose of the chest in the image, with "
+        "rotations clockwise and shifts to the right and down. Scale is the fraction of the image's width that the "
+        "common frame covers (geometric mean of both axes), and stretch is the ratio of its width to its height."
     )
 
 

@@ -73,7 +73,7 @@ def legend(rates: LocalizationRates, resamples: int) -> str:
     few = sum(int(patients) < FEW for patients in rates.patients)
     trust = (
         f" {few} of {len(rates.findings)} findings have boxes in fewer than {FEW} patients: neither their values "
-        f"nor the mean, in which all findings weigh the same, can distinguish two networks or be compared with "
+        f"nor the mean, in which all findings have the same weight, can distinguish two networks or be compared with "
         f"published values."
         if few
         else ""

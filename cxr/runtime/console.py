@@ -177,7 +177,7 @@ class Console:
         self._errors = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
         os.dup2(self._log.fileno(), 2)
         sys.excepthook = self._show_uncaught
-        event("log", f"Ray's own messages go to {path}", path=str(path))
+        event("log", f"Ray's own messages are in {path}", path=str(path))
 
     def _log_path(self) -> Path:
         if self._out and storage.is_local(self._out):

@@ -104,7 +104,7 @@ def read_mapping(uri: str, unknown_as: LabelPolicy) -> LabelMapping:
     by_word = {word_key(word): finding for word, finding in findings.items()}
     if contradictory := ignored & {*by_word} or no_finding & {*by_word} or ignored & no_finding:
         raise UserError(
-            f"{location}: expected each word in one of findings, ignore and no_finding, got "
+            f"{location}: expected each name in only one of findings, ignore and no_finding, got "
             f"{min(contradictory)!r} in two: remove one"
         )
     return LabelMapping(
@@ -119,12 +119,12 @@ def read_mapping(uri: str, unknown_as: LabelPolicy) -> LabelMapping:
 def _texts_by_text(content: Mapping[str, Any], key: str, location: str) -> dict[str, str]:
     value = content.get(key) or {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
-        raise UserError(f"{location}: expected lines 'word: text' in {key}, got {str(value)[:_SHOWN]!r}: correct it")
+        raise UserError(f"{location}: expected lines 'name: text' in {key}, got {str(value)[:_SHOWN]!r}: correct it")
     return value
 
 
 def _texts(content: Mapping[str, Any], key: str, location: str) -> list[str]:
     value = content.get(key) or []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise UserError(f"{location}: expected a list of words in {key}, got {str(value)[:_SHOWN]!r}: correct it")
+        raise UserError(f"{location}: expected a list of names in {key}, got {str(value)[:_SHOWN]!r}: correct it")
     return value

@@ -119,7 +119,7 @@ def _check_same(recipes: Mapping[str, Recipe], archive: str | Mapping[str, str],
         changed += [f"{name}: {change}" for change in recipes[name].changes_from(before[name])]
     if changed:
         raise UserError(
-            f"{out} contains a study of other settings ({'; '.join(changed)}): use another --out, or the same "
+            f"{out} contains a study with different settings ({'; '.join(changed)}): use another --out, or the same "
             f"settings"
         )
     settings = {name: recipe.to_dict() for name, recipe in recipes.items()}

@@ -79,7 +79,7 @@ class Worker:
             self._all_well(False)
             return {"misuse": str(error)}
         if not self._all_well(True):
-            return {"misuse": "another worker could not be set up: its log says why"}
+            return {"misuse": "another worker could not be set up: see its log for the reason"}
         try:
             while not self.progress.done(self.recipe):
                 stage = stage_at(self.recipe, self.progress.epoch)

@@ -57,7 +57,7 @@ def test_an_interrupted_ingest_does_not_list_the_archive_again(
     monkeypatch.setattr(ingest_module, "open_manifest", None)
     result = ingest(str(archive / LIST), begun, pixels=PIXELS)
     assert result.counts == {"test": 2, "train": 2, "val": 2}
-    assert "continuing with the 6 images that were listed when this ingest began" in capfd.readouterr().out
+    assert "continuing with the 6 images that were listed when this ingest started" in capfd.readouterr().out
     assert [row[schema.SPLIT] for row in stored(begun)] == ["test"] * 2 + ["train"] * 2 + ["val"] * 2
 
 
@@ -66,14 +66,14 @@ def test_a_list_that_was_saved_again_unchanged_is_read_again(
 ) -> None:
     os.utime(archive / LIST, (1, 1))
     assert ingest(str(archive / LIST), begun, pixels=PIXELS).counts["train"] == 2
-    assert "changed since the images were listed, so that they are listed again: images.csv" in capfd.readouterr().out
+    assert "listing the images again, because these files have changed: images.csv" in capfd.readouterr().out
 
 
 def test_a_changed_list_is_rejected(archive: Path, begun: str) -> None:
     text = (archive / LIST).read_text()
     (archive / LIST).write_text(text.replace(",train", ",test"))
     for _ in range(2):  # also once the plan of the changed list is stored
-        with pytest.raises(UserError, match=r"images, labels or splits have changed.*choose another --out"):
+        with pytest.raises(UserError, match=r"images, labels or splits have changed.*use another --out"):
             ingest(str(archive / LIST), begun, pixels=PIXELS)
     (archive / LIST).write_text(text)
     assert ingest(str(archive / LIST), begun, pixels=PIXELS).counts["train"] == 2

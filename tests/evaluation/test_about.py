@@ -1,4 +1,4 @@
-"""A report says why images have no scores, what the gate said, and how the scores were made."""
+"""A report says why images have no scores, the results of the gate, and how the scores were made."""
 
 from __future__ import annotations
 

@@ -392,7 +392,7 @@ def test_out_belongs_to_one_model(two: Any, tmp_path: Path) -> None:
     run, _ = two
     export(run, tmp_path / "out", kinds=("sr",))
     set_settings(run, settings_of(run) | {"checkpoint_sha256": "f" * 64})
-    with pytest.raises(UserError, match="choose another --out"):
+    with pytest.raises(UserError, match="use another --out"):
         export(run, tmp_path / "out", kinds=("sr",))
 
 

@@ -240,7 +240,7 @@ def test_several_archives_are_compared_together(network: str, pictures: list[Pat
     fill(tmp_path / "one", pictures[5:6], ["c.png"])
     with pytest.raises(UserError, match=r"one and .*two, got 1 id in common, for example 'c.png'"):
         score(archives, network, str(out), NIGHTLY)
-    with pytest.raises(UserError, match=r"archive was .*choose another --out"):
+    with pytest.raises(UserError, match=r"archive was .*use another --out"):
         score(archives[:1], network, str(out), NIGHTLY)
 
 

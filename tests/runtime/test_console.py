@@ -141,7 +141,7 @@ def test_ray_writes_to_a_log_that_is_named_and_errors_reach_the_terminal(tmp_pat
         [sys.executable, "-c", DIVERTED, str(out)], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stdout.splitlines() == [f"Ray's own messages go to {out / console.LOG}", "ours"]
+    assert done.stdout.splitlines() == [f"Ray's own messages are in {out / console.LOG}", "ours"]
     interrupted, *traceback = done.stderr.splitlines()
     assert interrupted == "interrupted"
     assert traceback[0] == "Traceback (most recent call last):"

@@ -346,7 +346,10 @@ def test_mistakes_are_one_line(archive: str, table: str | bytes, options: dict[s
             "unknown_as: {Mass: maybe}",
             r"expected unknown, negative, positive for 'Mass', got 'maybe': correct unknown_as",
         ),
-        ("ignore: [Mass]\nfindings: {mass: Nodule}", r"expected each word in one of findings, .*, got 'mass' in two"),
+        (
+            "ignore: [Mass]\nfindings: {mass: Nodule}",
+            r"expected each name in only one of findings, .*, got 'mass' in two",
+        ),
         ("ignore: [Mass, Effusion]", r"expected findings, got none that are not ignored"),
     ],
 )

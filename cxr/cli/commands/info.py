@@ -92,9 +92,9 @@ def _checkpoint(uri: str) -> tuple[dict[str, Any], str]:
     }
     kind = f"ensemble of {len(members)} networks of family {members[0]}" if members else f"family {family}"
     lines = [f"{uri}: {kind}, written by cxr {about['versions'].get('cxr', 'of unknown version')}", ""]
-    lines += ["needs", *_indented("any image or archive that `cxr score` reads; it is converted to:")]
+    lines += ["input", *_indented("any image or archive that `cxr score` reads; it is converted to:")]
     lines += [f"    {name.replace('_', ' ')}: {value}" for name, value in needs.items()]
-    lines += ["gives", *_indented(f"columns: {', '.join(gives['columns'])}")]
+    lines += ["scores", *_indented(f"columns: {', '.join(gives['columns'])}")]
     lines += _indented(f"findings: {', '.join(about['findings'])}") if about["findings"] else []
     lines += ["metrics on validation images"] if about["metrics"] else []
     lines += [f"    {name}: {_number(value)}" for name, value in sorted(about["metrics"].items())]
