@@ -56,8 +56,8 @@ def legend(resamples: int, size: int) -> str:
         f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
         "images. An aligner's choice of the common frame is arbitrary. The distance from the known pose is therefore "
         "measured after the constant transform that fits best was applied; the other metrics are measured after the "
-        f"mean transform was removed, so that zooming in does not improve them. Masks are compared at {size} x {size} "
-        "px. The correlation is that of contrast-normalized images."
+        f"mean transform was removed, so that zooming in does not improve them. Masks are compared at {size} x "
+        f"{size} px. The correlation is that of contrast-normalized images."
     )
 
 
