@@ -20,7 +20,7 @@ class EmbeddingsOption:
     """Train only the head, on the embeddings in this folder: the --out of `cxr score --save-embeddings`. This
     takes seconds and needs no cluster. The default archive is the one that was scored. Options for images and for the
     cluster have no effect. If the folder has embeddings of several checkpoints, or the option is repeated, the head
-    classifies all of them side by side (feature-level fusion)."""
+    classifies their concatenation (feature-level fusion)."""
 
     def from_embeddings(self, arguments: Sequence[str]) -> Self | None:
         """These options with the defaults of a head on the network that made the embeddings; None without

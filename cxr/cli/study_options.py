@@ -39,7 +39,7 @@ class StudyOptions:
     PRESETS: ClassVar[Mapping[str, StudyPreset]]
 
     preset: str = ""
-    """Named settings to start from, described in the list above. Other options on the command line override them."""
+    """Name of a preset from the list above to start from. Other options on the command line override it."""
 
     def starting_point(self, arguments: Sequence[str]) -> Self:
         """These options as changed by `--preset`, before other arguments are applied.

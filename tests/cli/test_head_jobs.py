@@ -141,7 +141,7 @@ def test_mistakes_are_named(run: str, tmp_path: Path, capsys: pytest.CaptureFixt
     unlabeled = write_shards(tmp_path / "unlabeled", {"train": 40, "val": 20}, size=32, findings=FINDINGS)
     with pytest.raises(UserError, match="expected a finding with positive and negative labels"):
         train_head_job(recipe, [run], ArchiveOptions(archive=(unlabeled,)), out)
-    with pytest.raises(UserError, match="frozen_params=size: expected settings of a head"):
+    with pytest.raises(UserError, match="frozen_params=size: expected settings that a search of heads samples"):
         tune_head_job(recipe, [run], archive, SearchOptions(frozen_params=("size",)), out)
     save_untrained(tmp_path / "base", BASE.replace(head="attention"))
     with pytest.raises(UserError, match="has other weights"):

@@ -112,7 +112,7 @@ def test_segmentation_needs_an_archive_with_masks(tmp_path: Path) -> None:
 def test_a_detector_needs_an_archive_with_boxes(tmp_path: Path) -> None:
     archive, recipe = labeled(tmp_path), DetectRecipe(size=64)
     storage.delete(f"{archive}/{chestxray14.BOXES_FILE}")
-    with pytest.raises(UserError, match="no boxes outside its test split, but family detect learns from boxes: give"):
+    with pytest.raises(UserError, match="no boxes outside its test split, but family detect learns from boxes: use"):
         train(recipe, archive, tmp_path)
     boxless = write_shards(tmp_path / "shards", SHARDS, size=64)
     about = storage.read_json(f"{boxless}/{shards.ARCHIVE_FILE}")

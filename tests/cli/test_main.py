@@ -106,7 +106,9 @@ def test_help_fills_the_lines_of_the_terminal(
     monkeypatch.setenv("COLUMNS", "118")
     call("train", "classify", "--help", monkeypatch=monkeypatch)
     shown = capsys.readouterr().out
-    assert "become an ensemble, which is one checkpoint" in shown  # an option of the job, with a line break there
+    assert (
+        "become an ensemble in a single checkpoint. Each has its own seed" in shown
+    )  # an option of the job, with a line break there
     assert "them; attention: a linear layer" in shown  # and one of the recipe
 
 

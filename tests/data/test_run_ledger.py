@@ -146,10 +146,10 @@ def test_readers_use_the_last_generation_that_was_complete(tmp_path: Path) -> No
 
     unfinished = run(whole, new=(part,))
     assert unfinished.readable == unfinished.generations[0]
-    assert "newer scores with other settings (gate), but 3 images are left" in unfinished.note
+    assert "newer scores with different settings (gate), but they are incomplete" in unfinished.note
     finished = run(whole, new=(part, Increment(2, 1, 3, 3, 0), replace(part, number=3)))
     assert finished.readable == finished.generations[1]
-    assert "not complete: 3 images are left" in finished.note
+    assert "not complete: the next run of cxr score will score the remaining 3 images" in finished.note
     begun = run(whole)
     assert (begun.readable, begun.note) == (begun.generations[0], "")
     only = RunLedger("/out", (replace(first, increments=(part,)),))

@@ -194,7 +194,7 @@ def _values(ds: Dataset, keyword: str) -> list[Any]:
 
 def test_fractional_segmentation_has_the_probability_of_each_pixel(tmp_path: Path) -> None:
     run, images = masked_run(tmp_path, [np.ones((96, 80), bool)], "lungs")
-    with pytest.raises(UserError, match="--checkpoint with --fractional"):
+    with pytest.raises(UserError, match="--fractional needs the run's checkpoint"):
         export(run, tmp_path / "out", fractional=True)
     checkpoint = save_untrained(tmp_path / "checkpoint", SMALL["lungs"])
     with pytest.raises(UserError, match="other weights"):

@@ -217,8 +217,8 @@ def test_credentials_are_sent_and_appear_nowhere(
     [
         ("http://pacs.example.org/dicomweb", "https://"),
         ("ftp://pacs.example.org", "URL of a DICOMweb service"),
-        ("https://cxr:secret@pacs.example.org/dicomweb", "with an address alone"),
-        ("https://pacs.example.org/dicomweb?token=secret", "with an address alone"),
+        ("https://cxr:secret@pacs.example.org/dicomweb", "with a plain URL"),
+        ("https://pacs.example.org/dicomweb?token=secret", "with a plain URL"),
     ],
 )
 def test_unsafe_addresses_are_refused(url: str, message: str) -> None:

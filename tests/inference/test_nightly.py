@@ -193,7 +193,7 @@ def test_other_checkpoints_and_options_begin_a_generation(
     fill(archive, pictures[4:5], ["e.png"])
     capsys.readouterr()
     assert counts(score(str(archive), other, str(out), NIGHTLY)) == [(1, 5, 0, 0, 0, 0, 0)]
-    assert "a new generation begins, which scores all images again: checkpoint changed" in capsys.readouterr().out
+    assert "as a new generation, because settings have changed: checkpoint changed" in capsys.readouterr().out
     assert set(increments_of(out).values()) == {1}
     assert read_run(str(out)).checkpoint_sha256 == checkpoint.load(other).about["sha256"]
     assert state_by_pandas(out) == increments_of(out)

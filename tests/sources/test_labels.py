@@ -340,8 +340,8 @@ def test_mistakes_are_one_line(archive: str, table: str | bytes, options: dict[s
         ),
         ("- a", r"expected some of the keys findings, .*, got list"),
         ("a: [", r"expected a YAML or JSON file, got an error"),
-        ("findings: [Mass]", r"expected lines 'word: text' in findings, got"),
-        ("ignore: Mass", r"expected a list of words in ignore, got 'Mass'"),
+        ("findings: [Mass]", r"expected lines 'name: text' in findings, got"),
+        ("ignore: Mass", r"expected a list of names in ignore, got 'Mass'"),
         (
             "unknown_as: {Mass: maybe}",
             r"expected unknown, negative, positive for 'Mass', got 'maybe': correct unknown_as",
