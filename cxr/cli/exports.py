@@ -25,7 +25,7 @@ class ExportOptions:
     run: str = "runs/score"
     """OUT of `cxr score`: a folder, s3://bucket/prefix or gs://bucket/prefix."""
     member: str = ""
-    """Name of the checkpoint whose scores are exported, if the run is of several."""
+    """Name of the checkpoint whose scores are exported, if the run has several."""
     split: Split = "all"
     """Split whose images are exported."""
     out: str = "runs/export"

@@ -59,7 +59,7 @@ def table(results: Sequence[CompressionResult]) -> str:
         "",
         "stored values",
         "mean AUROC (95 %)",
-        "SD of seeds",
+        "SD over seeds",
         f"minus {first.name} (95 %)",
         "PSNR, dB",
         "published",

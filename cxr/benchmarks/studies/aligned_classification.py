@@ -134,7 +134,7 @@ def table(results: Sequence[ArchiveResult]) -> str:
         "",
         "images",
         "mean AUROC (95 %)",
-        "SD of seeds",
+        "SD over seeds",
         f"minus {INITIAL} (95 %)",
         "pairwise lung IoU",
         "published",

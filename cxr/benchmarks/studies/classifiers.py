@@ -66,7 +66,7 @@ def averaged(networks: Sequence[LabeledScores]) -> LabeledScores:
 
 def table(results: Sequence[SeedResults], title: str) -> str:
     """Markdown: one row per result, all compared with the first."""
-    head = [title, "mean AUROC (95 %)", "SD of seeds", f"minus {results[0].name} (95 %)"]
+    head = [title, "mean AUROC (95 %)", "SD over seeds", f"minus {results[0].name} (95 %)"]
     rows = []
     for each in results:
         mean = each.mean()

@@ -56,7 +56,7 @@ def tables(results: Sequence[DetectionResult]) -> str:
 def _table(section: str, results: Sequence[DetectionResult]) -> str:
     own, baseline = [result for result in results if result.section == section], baselines(results)[section]
     several = list(baseline.findings) if len(baseline.findings) > 1 else []
-    head = [section, "networks", "mAP (95 %)", "SD of seeds", f"minus {baseline.name} (95 %)", *several, "published"]
+    head = [section, "networks", "mAP (95 %)", "SD over seeds", f"minus {baseline.name} (95 %)", *several, "published"]
     rows = []
     for result in own:
         mean = result.mean()

@@ -63,7 +63,7 @@ def tables(results: Sequence[LocalizationResult]) -> str:
 
 
 def _others(results: Sequence[LocalizationResult]) -> str:
-    head = ["", "mean AUROC (95 %)", "SD of seeds", "pointing game", "false positives per image"]
+    head = ["", "mean AUROC (95 %)", "SD over seeds", "pointing game", "false positives per image"]
     at = THRESHOLDS.index(0.3)
     rows = [
         [
@@ -82,7 +82,7 @@ def gains_table(gains: Mapping[str, SeedMean], result: str, baseline: str, thres
     """Markdown: the gains of `studies.localization.gains`."""
     titles = {name: _GAINS[name.partition("_")[0]].format("IoU", f"{threshold:.1f}") for name in gains}
     rows = [[titles[name], gain.cell(), number(gain.sd)] for name, gain in gains.items()]
-    return markdown(["", f"{result} minus {baseline} (95 %)", "SD of seeds"], rows)
+    return markdown(["", f"{result} minus {baseline} (95 %)", "SD over seeds"], rows)
 
 
 def seeds_table(results: Sequence[LocalizationResult], threshold: float = 0.3) -> str:

@@ -18,7 +18,7 @@ _HEAD = (
     "network",
     "Dice (95 % by patient)",
     "Dice of positives (95 %)",
-    "SD of seeds",
+    "SD over seeds",
     "IoU",
     "mean IoU",
     "pixel accuracy",

@@ -31,8 +31,8 @@ class Options:
     all_images: bool = False
     """Export all scored images, also those without a finding, box or mask."""
     box_score: float = 0.25
-    """Minimum score of the boxes that are exported. Findings for which a detector was scored with --thresholds have
-    these instead."""
+    """Minimum score of the boxes that are exported. Findings with a threshold from `cxr score --thresholds` use that
+    instead."""
     fractional: bool = False
     """Write segmentations with the probability of each pixel (FRACTIONAL) instead of masks (BINARY). The run contains
     only masks, so the exported images are segmented again, in this process, with the run's checkpoint."""
@@ -43,8 +43,7 @@ class Options:
     archive: str = ""
     """New location of the scored archive, if it has moved."""
     crosswalk: str = ""
-    """Folder that leads from pseudonyms back to images, for runs with --pseudonymize: the --crosswalk of
-    cxr score."""
+    """Folder that maps pseudonyms back to images, for runs with --pseudonymize: the --crosswalk of cxr score."""
     workers: int = 0
     """Number of processes. Default: one per CPU."""
     push: str = ""
