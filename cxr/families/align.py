@@ -109,8 +109,7 @@ class AlignRecipe(Recipe):
     features: the mean of the images' features; structure: the mean of the aligned images, updated after every
     epoch."""
     target_uri: str = ""
-    """Path or URI of a saved target.pt to align to, which is never updated. Empty: compute the target that --target
-    names."""
+    """Path or URI of a saved target.pt to align to, which is never updated. Empty: the target of --target."""
 
     lungs: bool = True
     """Use a map of the lung fields as an input of the network and in the loss. Without it, only the images are
