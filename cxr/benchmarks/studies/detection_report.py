@@ -56,7 +56,8 @@ def tables(results: Sequence[DetectionResult]) -> str:
 def _table(section: str, results: Sequence[DetectionResult]) -> str:
     own, baseline = [result for result in results if result.section == section], baselines(results)[section]
     several = list(baseline.findings) if len(baseline.findings) > 1 else []
-    head = [section, "networks", "mAP (95 %)", "SD over seeds", f"minus {baseline.name} (95 %)", *several, "published"]
+    figures = ["networks", "mAP (95 %)", "SD over seeds", f"minus {baseline.name} (95 %)"]
+    head = [section, *figures, *several, "published"]
     rows = []
     for result in own:
         mean = result.mean()
