@@ -134,7 +134,7 @@ def summarize(detections: Detections, split: Split, members: int, area: float | 
     normal = int((detections.normal == schema.POSITIVE).sum())
     boxes = counted(len(detections.true.image), "box", "boxes")
     text = f"{images} of {patients}, {normal} of them normal, with {boxes}; {counted(members, 'seed')}."
-    return text if area is None else f"{text} The classifier tells normal images with an AUROC of {area:.3f}."
+    return text if area is None else f"{text} The classifier of normal images has an AUROC of {area:.3f}."
 
 
 def write(results: Sequence[DetectionResult], summary: str, out: str) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def open_identity(key_file: str, crosswalk: str, out: str, archives: Sequence[st
     for uri, option in ((key_uri, "--pseudonymize"), (folder, "--crosswalk")):
         if uri == out or storage.is_inside(uri, out):
             raise UserError(
-                f"{option}: expected a place outside of --out {out}, whose readers must not see the ids, got {uri}: "
+                f"{option}: expected a location outside --out {out}, whose readers must not see the ids, got {uri}: "
                 f"use another one"
             )
     key = read_key(key_file, f"--pseudonymize {key_file}")

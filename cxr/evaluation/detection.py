@@ -207,7 +207,7 @@ def _labels_legend(limits: BoxLimits) -> str:
         f"An image's probability of a finding is the highest score of its boxes; that of {NO_FINDING!r} is one minus "
         f"the highest score of all boxes. AUROC ranks images by it. For accuracy, precision, recall and F1, a "
         f"finding is predicted if a box has a score {limits.text}. Brier score and ECE treat scores as "
-        f"probabilities, although a detector's scores need not be calibrated."
+        f"probabilities, although a detector's scores may not be calibrated."
     )
 
 
@@ -321,7 +321,7 @@ def _hardest(
             for at in order[: decisions.LISTED]
         ]
     if not rows:
-        return Section("Hardest cases", ["There are no false boxes and no missed boxes."])
+        return Section("Hardest cases", ["There are no false positives and no missed boxes."])
     result["hardest"] = storage.join(out, "hardest.csv")
     storage.write_text(result["hardest"], csv_text(rows))
     pictures = truth.pictures(sorted(int(evaluation.rows[image]) for image in shown))
@@ -334,11 +334,11 @@ def _hardest(
                 overlays[name].append(Overlay(ids[case.image], text, pictured[0], pair))
     text = (
         f"{len(false.image):,} predicted boxes match no true box at IoU > {VOC_IOUS[0]:g}, and "
-        f"{len(missed.image):,} true boxes are missed. Shown are false boxes with the highest scores, and the "
+        f"{len(missed.image):,} true boxes are missed. Shown are false positives with the highest scores, and the "
         f"largest missed boxes, with all boxes of the same finding in the image. Annotations can be wrong, too. "
         f"`hardest.csv` lists up to {decisions.LISTED} of each."
     )
-    caption = "False boxes with the highest scores, and the largest missed boxes."
+    caption = "False positives with the highest scores, and the largest missed boxes."
     return Section(
         "Hardest cases", [text, *save_overlays(overlays, storage.join(out, PICTURES), "hardest.png", caption)]
     )

@@ -53,7 +53,8 @@ HEADLINES: dict[str, Headline] = {
     ),
     "mean_froc": Headline(
         "Mean FROC sensitivity",
-        "Share of the true boxes that are found, averaged over 1/8 to 8 false boxes per image and over findings.",
+        "Share of the true boxes that are detected, averaged over 1/8 to 8 false positives per image and over "
+        "findings.",
     ),
     "dice": Headline(
         "Mean Dice",

@@ -88,7 +88,7 @@ def save_weights(
 ) -> None:
     """Write the network as safetensors, whose metadata say how it was made; `command` is the command line."""
     provenance = {
-        "description": "Lung fields in frontal chest X-rays, trained on phantoms alone (no patient data).",
+        "description": "Lung fields in frontal chest X-rays, trained on phantoms only (no patient data).",
         "training": json.dumps(asdict(training)),
         "held_out_phantoms": json.dumps(dict(metrics)),
         "command": command,

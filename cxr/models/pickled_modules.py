@@ -53,7 +53,7 @@ def open_in_subprocess(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise NotWeightsError(f"the file could not be read in {TIMEOUT_S} s: use another file") from error
         if done.returncode:
             reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            raise NotWeightsError(f"the file holds no network that could be read ({reason}): use another file")
+            raise NotWeightsError(f"the file contains no network that could be read ({reason}): use another file")
         state = safetensors.torch.load((Path(folder) / _STATE).read_bytes())
         return state, json.loads((Path(folder) / _FACTS).read_text())
 

@@ -65,7 +65,9 @@ def load(data: bytes, uri: str, expected: str = "tensors and plain values") -> A
     try:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        raise PythonObjectsError(f"{uri} holds Python objects, which are not loaded: expected {expected}") from error
+        raise PythonObjectsError(
+            f"{uri} contains Python objects, which are not loaded: expected {expected}"
+        ) from error
     except Exception as error:
         raise _unreadable(uri, error) from error
 
@@ -90,7 +92,7 @@ def _read_file(uri: str) -> dict[str, Tensor]:
         state = state[key]
     if not is_state_dict(state):
         raise PythonObjectsError(
-            f"{uri} holds a {type(state).__name__}: expected a state dict, a mapping from names to tensors"
+            f"{uri} contains a {type(state).__name__}: expected a state dict, a mapping from names to tensors"
         )
     return dict(state)
 

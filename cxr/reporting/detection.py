@@ -155,9 +155,9 @@ def froc_table(summary: DetectionSummary) -> Table:
 def froc_legend() -> str:
     """Explains `froc_table`."""
     return (
-        "FROC: the share of the true boxes of a finding that are found, if the score threshold is as low as so many "
-        "false boxes of that finding per evaluated image allow. A box is found if a predicted box overlaps it at "
-        f"IoU > {VOC_IOUS[0]:g}."
+        "FROC: sensitivity, i.e. the share of the true boxes of a finding that are detected, at the score threshold "
+        "with the given number of false positives of that finding per evaluated image. A box is detected if a "
+        f"predicted box overlaps it at IoU > {VOC_IOUS[0]:g}."
     )
 
 
@@ -180,8 +180,8 @@ def froc_figure(summary: DetectionSummary) -> Figure:
     axes.set_xticks(
         [lowest, *FROC_RATES], [f"1/{1 / rate:g}" if rate < 1 else f"{rate:g}" for rate in (lowest, *FROC_RATES)]
     )
-    axes.set(xlim=(lowest, highest), ylim=(0, 1.02), xlabel="false boxes of the finding per image, log scale")
-    axes.set_ylabel("share of the true boxes that are found")
+    axes.set(xlim=(lowest, highest), ylim=(0, 1.02), xlabel="false positives of the finding per image, log scale")
+    axes.set_ylabel("sensitivity (share of the true boxes)")
     axes.grid(color=palette.GRID)
     axes.set_title(f"FROC at IoU > {VOC_IOUS[0]:g}, with the mean sensitivity", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

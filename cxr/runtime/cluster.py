@@ -151,7 +151,7 @@ def _report_node_types() -> None:
         try:
             ray_private.report_node_types(ray_private.kubernetes_node_types(), ray_private.KUBERNETES_HEAD)
         except OSError as error:  # of which the errors of requests are a kind
-            console.note(f"Kubernetes does not tell which machines this cluster may start ({error})")
+            console.note(f"cannot read from Kubernetes which machines this cluster may start ({error})")
 
 
 def _runtime_environment() -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _kind_notes(headers: pa.Table) -> list[str]:
     counts = _counted(headers[header_scan.KIND])
     notes = []
     if not_dicom := counts[header_scan.OTHER]:
-        notes.append(f"files that are not DICOM: {not_dicom:,}; each counts as an image of a patient of its own")
+        notes.append(f"files that are not DICOM: {not_dicom:,}; each counts as the only image of a patient")
     if unreadable := counts[header_scan.UNREADABLE]:
         reasons = Counter(pc.drop_null(headers[schema.ERROR]).to_pylist()).most_common(3)
         listed = ", ".join(f"{count:,} x {reason}" for reason, count in reasons)

@@ -160,7 +160,7 @@ def _labels(texts: pa.Array, file: str) -> tuple[np.ndarray, list[str]]:
         shown = [f"{WITHOUT_FINDING[word]!r} ({count:,})" for word, count in unmapped.most_common(_WORDS_IN_NOTE)]
         more = len(unmapped) - len(shown)
         rest = f" and {counted(more, 'other word')}" if more > 0 else ""
-        notes.append(f"words in {file} that belong to no finding here: {', '.join(shown)}{rest}")
+        notes.append(f"words in {file} that belong to none of the findings: {', '.join(shown)}{rest}")
     if contradictory:
         images_text = counted(contradictory, "image")
         notes.append(f"{NORMAL!r} together with findings in {file}: {images_text}; these findings are unknown")

@@ -148,7 +148,7 @@ def _classes(location: str) -> tuple[dict[str, str], list[str]]:
 def _mapping(location: str) -> tuple[dict[str, dict[str, str]], list[str]]:
     """The mapping's texts by `image_key`, and a note if there is none."""
     if not storage.exists(location):
-        alone = "each image counts as a patient of its own, and the images of a person may be in several splits"
+        alone = "each image counts as one patient, so the images of a person may be in several splits"
         return {}, [f"missing from the archive: {MAPPING_FILE}; {alone}"]
     wrong = UserError(
         f"{location}: expected a JSON list of objects with {MAPPED_IMAGE} and {NIH_IMAGE}: restore the file"

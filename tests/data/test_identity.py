@@ -169,10 +169,10 @@ def test_key_and_crosswalk_lie_outside_of_the_results(tmp_path: Path) -> None:
     assert open_identity("", "", out, [ARCHIVE]) is None
     with pytest.raises(UserError, match="expected --pseudonymize with --crosswalk"):
         open_identity("", str(tmp_path / "crosswalk"), out, [ARCHIVE])
-    with pytest.raises(UserError, match=r"--crosswalk: expected a place outside of --out"):
+    with pytest.raises(UserError, match=r"--crosswalk: expected a location outside --out"):
         open_identity(str(key), f"{out}/crosswalk", out, [ARCHIVE])
     storage.write_bytes(f"{out}/key.txt", KEY)
-    with pytest.raises(UserError, match=r"--pseudonymize: expected a place outside of --out"):
+    with pytest.raises(UserError, match=r"--pseudonymize: expected a location outside --out"):
         open_identity(f"{out}/key.txt", "", out, [ARCHIVE])
     key.write_text("short")
     with pytest.raises(UserError, match="at least 16 bytes in --pseudonymize"):

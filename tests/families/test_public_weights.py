@@ -211,7 +211,7 @@ def test_python_objects_need_trust_and_are_not_run(tmp_path: Path, capfd: pytest
     assert torch.equal(opened.state["0.weight"], network[0].weight)
     assert "unpickled" not in capfd.readouterr().out
     (tmp_path / "text.pt").write_text("no weights")
-    with pytest.raises(weight_files.NotWeightsError, match="holds no network that could be read"):
+    with pytest.raises(weight_files.NotWeightsError, match="contains no network that could be read"):
         public_weights.open_file(str(tmp_path / "text.pt"), trust=True)
 
 

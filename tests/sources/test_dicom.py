@@ -204,7 +204,7 @@ def test_unreadable_headers_and_other_files_are_images_that_decoding_rejects(tmp
     cv2.imwrite(str(tmp_path / "b.png"), radiograph())
     manifest, rows = read(tmp_path, source="dicom")
     assert set(rows) == {"1.2.3.1", "broken.dcm", "notes.dcm", "b.png"}
-    assert "files that are not DICOM: 2; each counts as an image of a patient of its own" in manifest.notes
+    assert "files that are not DICOM: 2; each counts as the only image of a patient" in manifest.notes
     assert any(
         note.startswith("DICOM files whose header cannot be read: 1 (1 x damaged DICOM") for note in manifest.notes
     )

@@ -61,7 +61,7 @@ def test_labels_identity_and_metadata(tmp_path: Path) -> None:
         "Labels": "['cardiomegaly', ' pleural effusion', 'kyphosis']",
     }
     assert json.loads(a[schema.EXTRA]) == extra, "without the report"
-    assert f"words in {padchest.LIST} that belong to no finding here: 'kyphosis' (1)" in manifest.notes
+    assert f"words in {padchest.LIST} that belong to none of the findings: 'kyphosis' (1)" in manifest.notes
 
 
 @pytest.mark.parametrize(

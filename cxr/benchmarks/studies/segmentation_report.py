@@ -48,7 +48,7 @@ _PAPER = (
     ("FCN-8s, VGG16", ".627", "–", "–", "–", "–", "–"),
 )
 _LEGEND = (
-    "Dice and IoU are means over images, where two empty masks count as 1. Predicting only empty masks has a Dice of "
+    "Dice and IoU are means over images, where two empty masks count as 1. If every predicted mask is empty, Dice is "
     "{empty}. Mean IoU and pixel accuracy are computed over all pixels together. Intervals come from resampling "
     "patients. {timed} Depth, receptive field and stride are those of the path to the coarsest features, which in a "
     "U-Net is the encoder.{cut}\n"
