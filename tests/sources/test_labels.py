@@ -305,7 +305,7 @@ MANY_WORDS = "file,words\n" + "".join(f"a,word {number}\n" for number in range(1
         (
             "file,Mass\nq/zz.png,1\n",
             {},
-            r"expected labels of the archive's 4 images, such as 'ward/a.png', got .* 1 image, such as 'q/zz': give",
+            r"expected labels of the archive's 4 images, such as 'ward/a.png', got .* 1 image, such as 'q/zz': use",
         ),
         (
             "file,split,Mass\na,holdout,1\n",
