@@ -347,7 +347,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {"size": 96, "epochs": 12, "warmup_size": 0, "warmup_epochs": 0, "batch_size": 8, "ema": 0.9},
         ),
         "reported": Preset(
-            "100 epochs, as for the lung segmentation results in the documentation.",
+            "The 100 epochs of the lung segmentation results in the documentation.",
             {"epochs": 50, "warmup_epochs": 50},
         ),
     },

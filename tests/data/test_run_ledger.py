@@ -154,6 +154,6 @@ def test_readers_use_the_last_generation_that_was_complete(tmp_path: Path) -> No
     assert (begun.readable, begun.note) == (begun.generations[0], "")
     only = RunLedger("/out", (replace(first, increments=(part,)),))
     assert only.readable == only.latest
-    assert "3 images are left" in only.note
+    assert "the remaining 3 images" in only.note
     nothing = RunLedger("/out", (replace(first, increments=(replace(part, files=0, images=0),)),))
     assert (nothing.readable, nothing.note) == (None, "")

@@ -311,7 +311,7 @@ def test_a_new_generation_is_read_once_it_is_complete(
     assert score(str(archive), other, str(out), NIGHTLY).remaining == 24
     assert set(increments_of(out).values()) == {0}
     assert state_by_pandas(out) == increments_of(out)
-    assert "newer scores with other settings" in read_ledger(str(out)).note
+    assert "newer scores with different settings" in read_ledger(str(out)).note
     stop_after(99, monkeypatch)
     score(str(archive), other, str(out), NIGHTLY)
     assert set(increments_of(out).values()) == {1, 2}

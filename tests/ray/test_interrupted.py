@@ -83,7 +83,7 @@ def test_an_interrupted_job_ends_within_seconds_with_128_plus_the_signal(
             process.kill()
     said = log.read_text()
     assert ended == code, said[-3000:]
-    assert "interrupted; the same command continues" in said
+    assert "interrupted; run the same command again to continue" in said
     for unwanted in ("Traceback", "*** SIG", "KeyboardInterrupt", "core_worker", "gcs_", "raylet", "pid="):
         assert unwanted not in said, said[-3000:]
     assert not (out / "lease.json").exists()

@@ -140,7 +140,7 @@ def test_a_failure_of_the_cluster_is_reported_without_a_traceback(job: list[str]
     done = run([*job, "without a node"])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: Ray's node process on this machine died")
-    assert done.stderr.endswith("Finished work is saved; the same command continues\n")
+    assert done.stderr.endswith("Finished work is saved; run the same command again to continue\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -153,7 +153,7 @@ def test_an_interrupted_job_says_how_to_continue(job: list[str], how: str, numbe
     out, errors = process.communicate(timeout=30)
     assert process.returncode == code
     hint = ", with --resume if training had started" if how == "training" else ""
-    assert errors == f"interrupted; the same command continues{hint}\n"
+    assert errors == f"interrupted; run the same command again to continue{hint}\n"
     assert out == ("" if how == "swallowing" else "tidied up\nat exit\n")
 
 
