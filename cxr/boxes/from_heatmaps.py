@@ -56,15 +56,19 @@ class BoxRule:
                 f"them"
             )
 
-    def levels(self, maps_MHW: np.ndarray) -> np.ndarray:
-        """(M, L) int thresholds: a cell is hot from this value on; above 255 for maps below `min_peak`."""
+    def levels(self, maps_MHW: np.ndarray, threshold_M: np.ndarray | None = None) -> np.ndarray:
+        """(M, L) int thresholds: a cell is hot from this value on; above 255 for maps below `min_peak`.
+
+        Args:
+            threshold_M: for mode share, each map's own threshold instead of `threshold`.
+        """
         highest = maps_MHW.max((1, 2), initial=0)[:, None]
         if self.mode == "wang":
             levels = np.tile(WANG, (len(maps_MHW), 1))
         elif self.mode == "otsu":
             levels = np.array([_otsu(map_HW) for map_HW in maps_MHW])[:, None]
         else:
-            levels = np.ceil(self.threshold * highest)
+            levels = np.ceil((self.threshold if threshold_M is None else threshold_M[:, None]) * highest)
         return np.where(highest >= max(1, self.min_peak * FULL), levels, _UNREACHABLE).astype(int)
 
 
@@ -80,15 +84,18 @@ class MapBoxes:
         return len(self.index_N)
 
 
-def boxes_of(maps_MHW: np.ndarray, rule: BoxRule | None = None) -> MapBoxes:
+def boxes_of(maps_MHW: np.ndarray, rule: BoxRule | None = None, threshold_M: np.ndarray | None = None) -> MapBoxes:
     """The boxes of a stack of heat maps, uint8 or float in [0, 1], which are rounded to 256 levels.
 
     The score is a mean rather than the peak, so that the hotter one of two nested boxes comes first.
+
+    Args:
+        threshold_M: see `BoxRule.levels`.
     """
     rule = rule or BoxRule()
     if maps_MHW.dtype != np.uint8:
         maps_MHW = np.rint(maps_MHW * FULL).astype(np.uint8)
-    levels = rule.levels(maps_MHW)
+    levels = rule.levels(maps_MHW, threshold_M)
     boxes = [box for level in levels.T for box in _regions(maps_MHW, level, rule.min_area)]
     boxes = np.array(sorted(set(boxes), key=lambda box: (box[0], -box[5]))).reshape(-1, 6)
     index = boxes[:, 0].astype(int)

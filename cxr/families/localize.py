@@ -43,7 +43,10 @@ from cxr.models.pretrained import Fit
 from cxr.reporting import attention, figures, palette
 
 HEAT = "heat"  # additional prediction: maps (B, F, h, w), uint8
+BOX_THRESHOLDS = "box_thresholds"  # additional prediction: of each map, (B, F)
 MIN_IOU = 0.3  # of a predicted and a true box for the finding to count as located
+TUNING_GRID = tuple(round(0.05 * step, 2) for step in range(2, 19))  # box thresholds from .1 to .9
+MIN_TUNING_IMAGES = 5  # validation images with boxes of a finding from which its box threshold is chosen
 PICTURED = 8  # images in the picture of a run
 
 
@@ -88,6 +91,9 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
 
     map_stride: int = 4
     """Input pixels per cell of the maps from which boxes are made."""
+    tune_box_threshold: bool = True
+    """For box_threshold_mode=share, choose the threshold of each finding that has boxes in 5 or more validation
+    images: the one with the highest mean IoU (Choe et al. 2020). Other findings keep box_threshold."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +123,7 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
             lse_r=self.lse_r,
             fusion=self.fusion,
             relevance_gain=self.relevance_gain,
+            box_threshold=self.box_threshold,
         )
 
     def task(self, network: nn.Module) -> LocalizeTask:
@@ -137,9 +144,10 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
         return (*super().shared_settings(), "map_stride")
 
     def raw_predictions(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Probabilities, and the heat maps that `scored` makes boxes of."""
-        _, heat_BFhw, p_BF = attend(_cam(network), unit_pixels(batch, self.size), self.map_stride)
-        return {schema.PROBABILITIES: p_BF, HEAT: heat_BFhw}
+        """Probabilities, the heat maps that `scored` makes boxes of, and the thresholds for these."""
+        cam = _cam(network)
+        _, heat_BFhw, p_BF = attend(cam, unit_pixels(batch, self.size), self.map_stride)
+        return {schema.PROBABILITIES: p_BF, HEAT: heat_BFhw, BOX_THRESHOLDS: cam.box_thresholds.expand_as(p_BF)}
 
     def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
         """The attention maps that boxes are made of, on the scale of the validation images."""
@@ -148,19 +156,24 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
 
     def predicted_boxes(self, predicted: Mapping[str, Tensor]) -> list[MapBoxes]:
         heat_BFhw = predicted[HEAT].cpu().numpy()
-        p_BF = predicted[schema.PROBABILITIES].float().cpu().numpy()
-        return [predict_boxes(heat, p, self.box_rule) for heat, p in zip(heat_BFhw, p_BF, strict=True)]
+        p_BF, threshold_BF = (
+            predicted[name].float().cpu().numpy() for name in (schema.PROBABILITIES, BOX_THRESHOLDS)
+        )
+        images = zip(heat_BFhw, p_BF, threshold_BF, strict=True)
+        return [predict_boxes(heat, p, self.box_rule, thresholds) for heat, p, thresholds in images]
 
     def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """overlay: the map and boxes of the most probable finding."""
         overlays = []
         findings: Sequence[str] = network.findings  # pyright: ignore[reportAssignmentType]
         x = unit_pixels(batch, self.size)
-        for image_HW, heat_Fhw, p_F in zip(
-            *(values.float().cpu().numpy() for values in (x[:, 0], raw[HEAT], raw[schema.PROBABILITIES])), strict=True
+        shown = (x[:, 0], raw[HEAT], raw[schema.PROBABILITIES], raw[BOX_THRESHOLDS])
+        for image_HW, heat_Fhw, p_F, threshold_F in zip(
+            *(values.float().cpu().numpy() for values in shown), strict=True
         ):
             f = int(p_F.argmax())
-            boxes = predict_boxes(heat_Fhw[f : f + 1].astype(np.uint8), p_F[f : f + 1], self.box_rule)
+            only = slice(f, f + 1)
+            boxes = predict_boxes(heat_Fhw[only].astype(np.uint8), p_F[only], self.box_rule, threshold_F[only])
             heated = attention.boxed(attention.heated(image_HW, heat_Fhw[f] / FULL), boxes.boxes_N4)
             overlays.append(attention.titled(heated, f"{findings[f]} {p_F[f]:.2f}"))
         return {"overlay": torch.from_numpy(np.stack(overlays))}
@@ -184,7 +197,8 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
             ]
             heated = attention.heated(image_HW, heat_Fhw[f] / FULL)
             stages.append(np.hstack([attention.colored(image_HW), *tiles, heated]))
-        overlay = self.draw({schema.PROBABILITIES: p, HEAT: heat}, network, batch)
+        raw = {schema.PROBABILITIES: p, HEAT: heat, BOX_THRESHOLDS: cam.box_thresholds.expand_as(p)}
+        overlay = self.draw(raw, network, batch)
         return {**overlay, "stages": torch.from_numpy(np.stack(stages))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
@@ -219,7 +233,7 @@ class LocalizeTask(ClassifierTask):
 
         localization_accuracy_iou30 is the fraction of `boxes_measured` (pairs of an image and a finding with true
         boxes) for which a predicted box has an IoU of at least 0.3 with a true one, in the frame of the network's
-        input. The scale of the maps is estimated here and stored in the network.
+        input. The scale of the maps and the box thresholds are chosen here and stored in the network.
         """
         f = len(self.findings)
         rows = [torch.zeros(0, 2 * f * (1 + len(self.cam.heads)), device=self.class_weight.device)]
@@ -234,38 +248,58 @@ class LocalizeTask(ClassifierTask):
             means_SNF, peaks_SNF = torch.stack(map_values.split(f, 1)).chunk(2)
             low = _mean_where(labels_NF == schema.NEGATIVE, means_SNF)
             self.cam.scale_maps(low, _mean_where(labels_NF == schema.POSITIVE, peaks_SNF))
-        return self.evaluate_labels(p_and_labels) | self._localization_accuracy(batches, workers)
+        return self.evaluate_labels(p_and_labels) | self._choose_box_thresholds(batches, workers)
 
-    def _localization_accuracy(self, batches: Batches, workers: Communicator) -> dict[str, float]:
-        """A second pass, over images with boxes: the scale of the maps is known only after the first."""
-        located = []
-        for batch in batches():
-            for predicted, true_N5 in self._predicted_and_true_boxes(batch):
-                for finding in np.unique(true_N5[:, 0]).astype(int):
-                    overlap = iou(
-                        predicted.boxes_N4[predicted.index_N == finding], true_N5[true_N5[:, 0] == finding, 1:]
-                    )
-                    located.append(float(overlap.max(initial=0)) >= MIN_IOU)
-        counts = torch.tensor([sum(located), len(located)], dtype=torch.float64, device=self.class_weight.device)
-        hits, measured = workers.sum(counts).tolist()
-        return {"localization_accuracy_iou30": hits / measured, "boxes_measured": measured} if measured else {}
+    def _choose_box_thresholds(self, batches: Batches, workers: Communicator) -> dict[str, float]:
+        """Chooses the box thresholds and measures the boxes that they give. A second pass, over images with boxes:
+        the scale of the maps is known only after the first."""
+        recipe, device = self.recipe, self.class_weight.device
+        tuned = recipe.tune_box_threshold and recipe.box_threshold_mode == "share"
+        grid = (*TUNING_GRID, recipe.box_threshold) if tuned else (recipe.box_threshold,)
+        rows = [torch.zeros(0, 1 + len(grid), device=device)]
+        rows += [overlaps.to(device) for batch in batches() for overlaps in self._overlaps(batch, grid)]
+        pairs = workers.gather(torch.cat(rows))
+        finding_N, overlap_NT = pairs[:, 0].long(), pairs[:, 1:]
+        choice_F = [len(grid) - 1] * len(self.findings)
+        for f in range(len(self.findings)) if tuned else ():
+            mine = finding_N == f
+            if mine.sum() >= MIN_TUNING_IMAGES:
+                choice_F[f] = int(overlap_NT[mine].mean(0).argmax())
+        self.cam.box_thresholds.copy_(torch.tensor([grid[choice] for choice in choice_F]))
+        if not len(pairs):
+            return {}
+        chosen_N = overlap_NT.gather(1, torch.tensor(choice_F, device=device)[finding_N, None])
+        located = (chosen_N >= MIN_IOU).float().mean().item()
+        return {"localization_accuracy_iou30": located, "boxes_measured": float(len(pairs))}
 
-    def _predicted_and_true_boxes(self, batch: Batch) -> Iterator[tuple[MapBoxes, np.ndarray]]:
-        """For each image with true boxes: predicted boxes, and true ones (N, 5) with the finding first."""
+    def _overlaps(self, batch: Batch, thresholds: Sequence[float]) -> Iterator[Tensor]:
+        """For each image with true boxes, a row for each finding that has some: its index, and with each box
+        threshold the largest IoU of a predicted box and a true one."""
         index = _images_with_boxes(batch)
-        if len(index):
-            x = unit_pixels({schema.PIXELS: batch[schema.PIXELS][index]}, self.recipe.size)
-            _, heat, p = attend(self.cam, x, self.recipe.map_stride)
-            true = batch[schema.BOXES][index]
-            for heat_Fhw, p_F, true_N5 in zip(heat.cpu().numpy(), p.cpu().numpy(), true, strict=True):
-                yield predict_boxes(heat_Fhw, p_F, self.recipe.box_rule), _without_padding(true_N5)
+        if not len(index):
+            return
+        x = unit_pixels({schema.PIXELS: batch[schema.PIXELS][index]}, self.recipe.size)
+        _, heat, p = attend(self.cam, x, self.recipe.map_stride)
+        for heat_FHW, p_F, padded in zip(
+            heat.cpu().numpy(), p.cpu().numpy(), batch[schema.BOXES][index], strict=True
+        ):
+            true_N5 = _without_padding(padded)
+            for f in np.unique(true_N5[:, 0]).astype(int):
+                true_N4, only = true_N5[true_N5[:, 0] == f, 1:], slice(f, f + 1)
+                predicted = [
+                    predict_boxes(heat_FHW[only], p_F[only], self.recipe.box_rule, np.array([t], np.float32))
+                    for t in thresholds
+                ]
+                yield torch.tensor([[f, *(iou(boxes.boxes_N4, true_N4).max(initial=0) for boxes in predicted)]])
 
     def describe(self) -> dict[str, Any]:
-        """Relevance by finding, fine stages first; the scale of the maps, (stages, findings); the thresholds."""
+        """Relevance by finding, fine stages first; the scale of the maps, (stages, findings); thresholds of boxes and
+        of probabilities."""
         relevance = self.cam.relevance().T.tolist()
         return {
             "relevance": dict(zip(self.findings, relevance, strict=True)),
             "stage_strides_px": [reach.stride for reach in self.cam.fields],
+            "box_thresholds": dict(zip(self.findings, self.cam.box_thresholds.tolist(), strict=True)),
             "map_scale": {"low": self.cam.low.tolist(), "high": self.cam.high.tolist()},
             **super().describe(),
         }
@@ -307,7 +341,8 @@ class LocalizeTask(ClassifierTask):
         """The image with true and predicted boxes, the map with the predicted ones, and the name and probability, of
         the first finding with true boxes, or else of the most probable one."""
         f = int(true_N5[0, 0]) if len(true_N5) else int(p_F.argmax())
-        predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule)
+        thresholds_F = self.cam.box_thresholds.cpu().numpy()
+        predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule, thresholds_F)
         boxes_N4 = predicted.boxes_N4[predicted.index_N == f]
         true_N4 = true_N5[true_N5[:, 0] == f, 1:]
         plain = attention.boxed(attention.colored(image_HW), true_N4, palette.TRUTH)
@@ -322,9 +357,13 @@ def attend(network: MultiscaleCAM, x_B1HW: Tensor, stride: int) -> tuple[list[Te
     return maps, heat, network.logits(maps).sigmoid()
 
 
-def predict_boxes(heat_FHW: np.ndarray, p_F: np.ndarray, rule: BoxRule) -> MapBoxes:
-    """Boxes of one image. A score is the finding's probability times the mean heat of the box's hot cells."""
-    boxes = boxes_of(heat_FHW, rule)
+def predict_boxes(heat_FHW: np.ndarray, p_F: np.ndarray, rule: BoxRule, threshold_F: np.ndarray) -> MapBoxes:
+    """Boxes of one image. A score is the finding's probability times the mean heat of the box's hot cells.
+
+    Args:
+        threshold_F: threshold of each finding's map, for mode share.
+    """
+    boxes = boxes_of(heat_FHW, rule, threshold_F)
     return dataclasses.replace(boxes, score_N=boxes.score_N * p_F[boxes.index_N])
 
 

@@ -59,6 +59,7 @@ class MultiscaleCAM(nn.Module):
         lse_r: r in log-sum-exp; it approaches the mean for small r and the maximum for large r.
         fusion: combine the stages' maps before pooling, or their logits after it, as published.
         relevance_gain: how much faster relevance is learned than other weights; at 1 it would stay nearly uniform.
+        box_threshold: fraction of an attention map's maximum above which cells belong to a box, of all findings.
 
     Raises:
         ValueError: there is no such backbone, pooling, stages, relevance or fusion.
@@ -70,6 +71,7 @@ class MultiscaleCAM(nn.Module):
     thresholds: Tensor
     low: Tensor
     high: Tensor
+    box_thresholds: Tensor
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class MultiscaleCAM(nn.Module):
         lse_r: float = 6.0,
         fusion: Fusion = "logits",
         relevance_gain: float = 10.0,
+        box_threshold: float = 0.5,
     ) -> None:
         super().__init__()
         _one_of(pooling, get_args(Pooling))
@@ -103,6 +106,7 @@ class MultiscaleCAM(nn.Module):
         self.register_buffer("low", torch.zeros(shape))
         self.register_buffer("high", torch.ones(shape))
         self.register_buffer("thresholds", torch.full((len(findings),), 0.5, dtype=torch.float64))
+        self.register_buffer("box_thresholds", torch.full((len(findings),), box_threshold))
 
     def forward(self, x_B1HW: Tensor) -> Tensor:
         return self.logits(self.maps(x_B1HW))

@@ -59,6 +59,12 @@ def test_relative_threshold_adapts_to_weak_maps() -> None:
     assert cells([weak], BoxRule("share", threshold=0.5, min_peak=0.4)) == []
 
 
+def test_each_map_can_have_its_own_threshold() -> None:
+    spot = painted((5, 5, 15, 15, 39), (8, 8, 11, 11, 80))
+    found = boxes_of(np.stack([spot, spot]), BoxRule("share", threshold=0.9), np.array([0.5, 0.4]))
+    assert np.rint(found.boxes_N4 * (30, 20, 30, 20)).tolist() == [[8, 8, 11, 11], [5, 5, 15, 15]]
+
+
 def test_otsu_separates_two_levels() -> None:
     assert cells([painted((0, 0, 30, 20, 40), (8, 8, 20, 16, 160))], BoxRule("otsu")) == [(0, 8, 8, 20, 16)]
 

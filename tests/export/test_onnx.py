@@ -76,6 +76,8 @@ def some_network(recipe: Recipe) -> nn.Module:
         for layer in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
             nn.init.kaiming_normal_(layer.weight)
         network.rule.copy_(torch.tensor([0.4, 0.01, 0.3]))
+    if recipe.family == "localize":
+        network.box_thresholds.copy_(torch.linspace(0.2, 0.8, len(schema.FINDINGS)))
     if getattr(network, "aligner", None):
         nn.init.normal_(network.aligner.head.weight, std=0.1)
     network.eval()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr import schema
+from cxr.boxes import iou
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
 from cxr.families import checkpoint
@@ -159,6 +160,53 @@ def test_images_with_unknown_boxes_are_not_evaluated() -> None:
             yield one | {HAS_BOXES: torch.zeros(4, dtype=torch.bool)}
 
     assert "localization_accuracy_iou30" not in SMALL.task(seeing()).eval().evaluate(unknown, SingleProcess())
+
+
+def blurred() -> Iterator[Batch]:
+    """Images whose bright squares, of a Mass, have wide dim margins that their boxes include, or leave out."""
+    for one in some():
+        pixels = one[schema.PIXELS].clone()
+        pixels[one[schema.LABELS][:, 0] == 1, 12:38, 2:28] = 170
+        left, top, right, bottom = (round(SIDE * edge) for edge in SQUARE)
+        pixels[one[schema.LABELS][:, 0] == 1, top:bottom, left:right] = 230
+        yield one | {schema.PIXELS: pixels}
+
+
+def with_margin() -> Iterator[Batch]:
+    for one in blurred():
+        boxes = one[schema.BOXES].clone()
+        boxes[one[schema.LABELS][:, 0] == 1, 0] = torch.tensor([0, 0.05, 0.3, 0.7, 0.95])
+        yield one | {schema.BOXES: boxes}
+
+
+def test_the_box_threshold_of_a_finding_is_chosen_on_validation_images_with_boxes() -> None:
+    chosen = {}
+    for name, batches in {"narrow": blurred, "wide": with_margin}.items():
+        task = SMALL.task(seeing()).eval()
+        metrics = task.evaluate(lambda batches=batches: iter([*batches(), *batches()]), SingleProcess())
+        assert metrics["localization_accuracy_iou30"] == 1
+        mass, *others = task.cam.box_thresholds.tolist()
+        assert others == [0.5, 0.5]  # no boxes
+        chosen[name] = mass
+        assert task.describe()["box_thresholds"]["Mass"] == mass
+        with torch.inference_mode():
+            predicted = SMALL.predicted_boxes(SMALL.predict(task.cam, next(batches())))[0]
+        truth = next(batches())[schema.BOXES][0, :1, 1:].numpy()
+        assert iou(predicted.boxes_N4[predicted.index_N == 0], truth).max() > 0.7
+    assert chosen["wide"] < 0.5 < chosen["narrow"]
+
+
+def test_a_box_threshold_stays_as_set_with_few_boxes_or_without_tuning() -> None:
+    few = SMALL.replace(box_threshold=0.35)  # four images have a box
+    fixed, otsu = few.replace(tune_box_threshold=False), few.replace(box_threshold_mode="otsu")
+
+    def twice() -> Iterator[Batch]:
+        return iter([*with_margin(), *with_margin()])
+
+    for recipe, batches in ((few, with_margin), (fixed, twice), (otsu, twice)):
+        task = recipe.task(seeing()).eval()
+        task.evaluate(batches, SingleProcess())
+        assert task.cam.box_thresholds.tolist() == pytest.approx([0.35] * 3)
 
 
 @torch.inference_mode()
