@@ -89,19 +89,20 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "the target is the mean of all training images, not of 1,000, each cropped to its lungs by a network "
                 "trained on phantoms, with different scales for height and width",
                 "images are normalized by their local contrast: for the network (instead of ImageNet's mean and "
-                "standard deviation), for the loss of the pixels and, scaled to ImageNet's statistics, for VGG16",
+                "standard deviation), for the pixel loss and, scaled to ImageNet's statistics, for VGG16",
                 "the five parameters are bounded: rotation 30 degrees, scales 1/2 to 2, translation half of the "
                 "width",
-                "the loss is computed on the image as stored, sampled once through the product of the augmentation's "
-                "and the predicted transform, so that exposure affects only the network's input",
-                "the augmentation's limits are this family's (15 degrees, zoom 1.25 with a factor for each axis, "
-                "shift 10 %, contrast 30 %, brightness .1), and it changes every image; the paper's are not known",
-                "the batch size (16) and the order of height and width of the output are not known either",
+                "the loss is computed on the stored image, which is resampled once by the product of the "
+                "augmentation's and the predicted transform, so that exposure affects only the network's input",
+                "the limits of the augmentation are this family's (15 degrees, zoom 1.25 per axis, shift 10 %, "
+                "contrast 30 %, brightness .1), and every image is augmented; the paper's are not known",
+                "the batch size (16) and the order of height and width of the output are not known, either",
                 "there is no second loss network: --feature-network densenet121 --first-feature-layer 1 "
                 "--feature-layers 3 --feature-pretrained URI replaces VGG16 with a DenseNet-121 trained on X-rays",
-                "the paper's other target, features of the lung-cropped mean, is --target features, of whole images",
+                "the paper's other target, the features of the lung-cropped mean, is --target features here, on whole "
+                "images",
                 "the epoch with the highest correlation of the aligned validation images is kept",
-                "without ImageNet weights, ResNet-18 starts from random weights, and feature_network=local replaces "
+                "without ImageNet weights, ResNet-18 starts from random weights, and --feature-network local replaces "
                 "VGG16",
             ),
         ),
@@ -316,7 +317,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "images are grayscale, so hue and saturation are not augmented",
                 "findings without a known box are masked, not trained as background",
                 "classification layers of pretrained weights are not loaded if the number of findings differs",
-                "random initial weights unless --pretrained names others",
+                "initial weights are random, unless --pretrained names some",
             ),
         ),
     },
@@ -377,7 +378,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "loss is added with a weight of .5",
                 "the rule for empty masks is chosen on the validation images, not (.75, 2000, .3)",
                 "AdamW along a cosine instead of Adam; bfloat16; this family's augmentation",
-                "random initial weights unless --backbone-pretrained names ImageNet's",
+                "initial weights are random, unless --backbone-pretrained names some",
             ),
         ),
         "fcn8s-vgg16": Preset(

@@ -38,7 +38,7 @@ class Options(StudyOptions):
     """Number of networks per recipe, each with its own seed."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, stored_size=128))
     recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(size=128, compression=4))
-    """Settings of the AE-CNN. The other recipes differ only in `compressor` and skip the autoencoder stage."""
+    """Settings of the AE-CNN. The other recipes differ only in --compressor, and skip the autoencoder stage."""
     run: RunOptions = field(default_factory=RunOptions)
 
 

@@ -44,7 +44,7 @@ class Options(StudyOptions):
             differences=(
                 "images are 320 x 320 px, not 320 x 256",
                 "epochs, learning rate and augmentation of the reported classifiers are not known",
-                "alignment by ECC is compared too, and was not reported",
+                "alignment by ECC is compared, too; the paper does not report it",
             ),
         ),
     }

@@ -40,11 +40,11 @@ class Options(StudyOptions):
             differences=(
                 "YOLOv5 has Ultralytics' anchor-free head (YOLOv5u), not the anchors of 2020",
                 "boxes of three readers are fused by WBF before training, and members differ by seed, not by fold",
-                "random initial weights unless --pretrained names COCO's",
+                "random initial weights unless --pretrained names weights trained on COCO",
                 "test boxes are VinDr-CXR's consensus of five readers and its 22 findings instead of the hidden "
                 "14 of the challenge",
                 "no test-time augmentation, no pseudo-labels and no networks other than YOLOv5",
-                "the entries' image sizes, epochs and augmentation differ and are only partly known",
+                "image sizes, epochs and augmentation of the challenge's entries differ and are only partly known",
                 "the filter is a DenseNet-121 with two classes, trained on the same images without folds",
             ),
         ),

@@ -35,8 +35,8 @@ class Options(StudyOptions):
     out: str = "runs/study_localization"
     """Folder or URI of the results: table.md, networks.csv, accuracy.png, and a folder for each network."""
     variants: tuple[str, ...] = ("multiscale", "last")
-    """Variants to compare: multiscale; fused (multiscale with fusion=maps); uniform; last; multiscale or last with
-    -mean, -max or -lse for another pooling."""
+    """Variants to compare: multiscale; fused (multiscale with --fusion maps); uniform (with --relevance uniform);
+    last; or multiscale or last with -mean, -max or -lse for another pooling."""
     seeds: int = 5
     """Number of networks per variant, each with its own seed. With few networks, a single one that does not learn a
     finding dominates the mean. A larger number with the same --out trains only the missing networks."""

@@ -23,22 +23,22 @@ class Options(StudyOptions):
 
     PRESETS: ClassVar[Mapping[str, StudyPreset]] = {
         "published": StudyPreset(
-            "U-Nets and the networks of Long et al. 2015 on SIIM-ACR, images of 512 px, with ImageNet's weights.",
+            "U-Nets and the networks of Long et al. 2015 on SIIM-ACR, images of 512 px, with ImageNet weights.",
             {"size": 512, "backbone_pretrained": "auto", "fully_connected": True, "epochs": 20},
             archive={"stored_size": 512},
             study={"networks": (), "seeds": 3},
             protocol="SIIM-ACR: 12,047 images, split by a hash of the patient. Reported: a Dice of .843 and an IoU "
             "of .826 for a U-Net on a ResNet (Jakhar et al. 2019), a Dice of .868 on the private test images for the "
-            "winners' ensemble. Long et al. report on photographs of 21 classes only. Not run in full: about 19 GPU "
+            "winners' ensemble. Long et al. report only on photographs of 21 classes. Not run in full: about 19 GPU "
             "hours for 69 networks, computed from 1,337 GFLOP for a forward pass through each of the 23 kinds, three "
             "times that per training image, 8,400 images, 20 epochs and 30 TFLOP/s.",
             differences=(
-                "the test images are a share of the labeled images, not the challenge's",
+                "the test images are part of the labeled images, not those of the challenge",
                 "all networks have the same loss, optimizer, augmentation and schedule, those of this family; "
-                "`cxr train pneumothorax --help` lists in what they differ from Long et al. (fcn8s-vgg16) and from "
-                "the winners (siim)",
+                "`cxr train pneumothorax --help` lists how they differ from Long et al. (fcn8s-vgg16) and from the "
+                "winners (siim)",
                 "one network each, without folds or test-time augmentation",
-                "all parts of a network are trained at once, not FCN-8s from FCN-16s from FCN-32s",
+                "networks are trained in one stage, not as FCN-32s, then FCN-16s, then FCN-8s",
                 "the settings of Jakhar et al. are not known",
             ),
         ),
