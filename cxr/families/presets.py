@@ -99,11 +99,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "the batch size (16) and the order of height and width of the output are not known, either",
                 "there is no second loss network: --feature-network densenet121 --first-feature-layer 1 "
                 "--feature-layers 3 --feature-pretrained URI replaces VGG16 with a DenseNet-121 trained on X-rays",
-                "the paper's other target, the features of the lung-cropped mean, is --target features here, on whole "
-                "images",
+                "the paper's other target, the features of the lung-cropped mean, is --target features here, on "
+                "whole images",
                 "the epoch with the highest correlation of the aligned validation images is kept",
-                "without ImageNet weights, ResNet-18 starts from random weights, and --feature-network local replaces "
-                "VGG16",
+                "without ImageNet weights, ResNet-18 starts from random weights, and --feature-network local "
+                "replaces VGG16",
             ),
         ),
     },
