@@ -92,8 +92,8 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     map_stride: int = 4
     """Input pixels per cell of the maps from which boxes are made."""
     tune_box_threshold: bool = True
-    """For box_threshold_mode=share, choose the threshold of each finding that has boxes in 5 or more validation
-    images: the one with the highest mean IoU (Choe et al. 2020). Other findings keep box_threshold."""
+    """With --box-threshold-mode share, choose the threshold of each finding that has boxes in 5 or more validation
+    images: the one with the highest mean IoU (Choe et al. 2020). Other findings keep --box-threshold."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
