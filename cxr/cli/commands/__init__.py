@@ -146,7 +146,7 @@ COMMANDS: dict[str, Command] = {
         ),
         _train(
             "classify",
-            "Train a multi-label classifier on a backbone of torchvision or timm.",
+            "Train a multi-label classifier with a torchvision or timm backbone.",
             "cxr train classify --archive s3://xrays/nih --preset densenet121-chexnet --out s3://xrays/classify",
             "cxr train classify --embeddings s3://xrays/scores --labels s3://xrays/labels.csv --out s3://xrays/head",
             phantoms=1200,
@@ -154,7 +154,7 @@ COMMANDS: dict[str, Command] = {
         ),
         _train(
             "detect",
-            "Train YOLOv5 to detect boxes around findings: one network, or an ensemble.",
+            "Train YOLOv5 to detect findings as bounding boxes: one network, or an ensemble.",
             "cxr train detect --archive s3://xrays/vin --preset ultralytics --out s3://xrays/detect --workers 8",
             "cxr train detect --archive s3://xrays/vin --preset ultralytics --stored-size 1024 --folds 5 \\\n"
             "    --members 5 --architectures yolov5s yolov5m --sizes 640 1024 --out s3://xrays/ensemble",
@@ -165,7 +165,7 @@ COMMANDS: dict[str, Command] = {
         Command("train gate", "train_gate"),
         _train(
             "localize",
-            "Train a classifier that also locates findings, from image-level labels alone.",
+            "Train a classifier that also locates findings, from image-level labels only.",
             "cxr train localize --archive s3://xrays/nih --out s3://xrays/localize --preset published",
             phantoms=1200,
         ),

@@ -1,4 +1,4 @@
-"""Compare backbones alone, the mean of their probabilities, and one head on the features of all of them.
+"""Compare single backbones, the mean of their probabilities, and one head on the features of all of them.
 
 cxr benchmark features  # on phantoms
 

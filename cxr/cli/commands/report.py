@@ -1,4 +1,4 @@
-"""Write a report on scores: metrics with confidence intervals and pictures, for one run or several runs.
+"""Write a report on scores: metrics with confidence intervals and pictures, for one or several runs.
 
 If the archive has no ground truth, the report describes the scores: their distributions, examples, and the images
 that could not be scored.

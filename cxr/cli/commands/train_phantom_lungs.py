@@ -1,4 +1,4 @@
-"""Train on phantoms the lung network that ships with cxr, and evaluate it on archives with lung masks.
+"""Train the lung network that ships with cxr (on phantoms only), and evaluate it on archives with lung masks.
 
 The shipped file, cxr/models/phantom_lungs.safetensors, was made by the first command; no image of a patient was used.
 
