@@ -1,4 +1,4 @@
-"""cxr: chest X-ray models trained, tuned and scored on a Ray cluster, and used from Python without it."""
+"""cxr: train, tune and apply chest X-ray models on a Ray cluster, or use them from Python without Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exceptions for the user. Every message says what was expected, what was given and what to do."""
+"""Exceptions for the user. Every message says what was expected, what was found and what to do."""
 
 from __future__ import annotations
 

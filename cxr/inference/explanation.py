@@ -1,4 +1,4 @@
-"""Heat maps of one image, and their place in the original image."""
+"""Heat maps of one image, and their position in the original image."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cxr.imaging.geometry import ResizeTransform, map_to_original
 class HeatMap:
     """Where in an image the evidence for each finding is.
 
-    `maps` is float32 (findings, h, w) in [0, 1], in the order of `findings`, on a grid over the square that the
-    network saw; empty where `error` is set. `transform` maps points of this grid to pixels of the original image
-    (x to the right, y down, edges at integers); see `ResizeTransform`.
+    `maps` is float32 (findings, h, w) in [0, 1], in the order of `findings`, on a grid over the network's square
+    input; empty if `error` is set. `transform` maps grid coordinates to pixels of the original image (x to the right,
+    y down, pixel edges at integers); see `ResizeTransform`.
     """
 
     image_id: str
@@ -29,8 +29,8 @@ class HeatMap:
     error: str | None = None
 
     def on_original(self, finding: str) -> np.ndarray:
-        """The map of a finding at the original's size: float32 (height_px, width_px) in [0, 1], 0 where the network
-        did not see the image.
+        """The map of a finding at the original's size: float32 (height_px, width_px) in [0, 1], 0 outside the part of
+        the image that the network received.
 
         Raises:
             UserError: the image has an error, or there is no map of this finding.

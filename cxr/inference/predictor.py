@@ -86,14 +86,15 @@ class Predictor:
     """A checkpoint that scores images in this process.
 
     Every method takes one image or several: paths or URIs, the bytes of files (DICOM, PNG, JPEG), NumPy arrays,
-    pydicom data sets, any mix of these, or an iterator over them; or the path or URI of an archive (a folder, a ZIP
+    pydicom datasets, any mix of these, or an iterator over them; or the path or URI of an archive (a folder, a ZIP
     or TAR file, a list of images, shards). Images are decoded, cropped, enhanced and scored by the same code as in
     `cxr score`, and scores are the same.
 
     An array is (height, width), uint8 or uint16, or float in [0, 1], with dense tissue bright.
 
-    Thread-safe: several threads may use one predictor. They decode images at the same time, and take turns with the
-    network. Files are decoded in two child processes, which this process shares and ends with itself.
+    Thread-safe: several threads may use one predictor. They decode images in parallel and take turns with the
+    network. Files are decoded in two child processes, which all predictors of this process share and which end with
+    it.
     """
 
     def __init__(self, model: Checkpoint, device: torch.device, precision: Precision, batch_size: int) -> None:
@@ -137,7 +138,7 @@ class Predictor:
     def predict_batches(
         self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES
     ) -> Iterator[pa.Table]:
-        """`predict` for more images than fit into memory: yields the scores of a batch of images at a time."""
+        """`predict` for more images than fit into memory: yields the scores of one batch of images at a time."""
         for rows, pixels, encoded in self._decoded(images, on_error, reading):
             batches = self._scorer.batches(rows, pixels, encoded=encoded)
             yield self._scorer.table(rows, [batch.scores for batch in batches])
@@ -161,10 +162,10 @@ class Predictor:
     def segment(
         self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES
     ) -> Iterator[HeatMap]:
-        """Yield the probability of each pixel that it belongs to the mask, for each image, in order: one map, named
-        like the mask ("Lungs", "Pneumothorax"); none for an image with an error.
+        """Yield, for each image in order, the probability that each pixel belongs to the mask: one map, named like the
+        mask ("Lungs", "Pneumothorax"); none for an image with an error.
 
-        `predict` makes a mask of these probabilities by the rule that training chose.
+        `predict` converts these probabilities to a mask by the rule that training selected.
 
         Raises:
             UserError: the family does not predict masks; otherwise as `predict`.
@@ -219,11 +220,10 @@ class Predictor:
             yield from values
 
     def embed(self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES) -> np.ndarray:
-        """The network's description of each image as a vector: float32 (images, D), in order; NaN where an image
-        cannot be used.
+        """The embedding of each image: float32 (images, D), in order; NaN if an image cannot be used.
 
         Raises:
-            UserError: the family has no such vectors; otherwise as `predict`.
+            UserError: the family has no embeddings; otherwise as `predict`.
         """
         embed = embedder(self._model.recipe).embed
         vectors: list[np.ndarray | None] = []
@@ -235,11 +235,11 @@ class Predictor:
         return np.stack([missing if vector is None else vector for vector in vectors])
 
     def show(self, images: Images, *, finding: str | None = None, min_score: float = 0.25) -> Figure:
-        """A matplotlib figure: each image with its predicted boxes, mask or heat map, or what else the family makes.
+        """A matplotlib figure of each image with its predicted boxes, mask, heat map or other prediction.
 
         Args:
             images: at most 8, not an archive.
-            finding: of the heat maps. None: the most probable one of each image.
+            finding: whose heat maps to show. None: the most probable finding of each image.
             min_score: boxes with a lower score are not shown.
 
         Raises:
