@@ -162,8 +162,8 @@ class Predictor:
     def segment(
         self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES
     ) -> Iterator[HeatMap]:
-        """Yield, for each image in order, the probability that each pixel belongs to the mask: one map, named like the
-        mask ("Lungs", "Pneumothorax"); none for an image with an error.
+        """Yield, for each image in order, the probability that each pixel belongs to the mask: one map, named like
+        the mask ("Lungs", "Pneumothorax"); none for an image with an error.
 
         `predict` converts these probabilities to a mask by the rule that training selected.
 
