@@ -141,7 +141,7 @@ def test_a_head_on_kubernetes_asks_for_the_groups_of_its_cluster(
 
     monkeypatch.setattr(ray_private, "kubernetes_node_types", forbidden)
     cluster._report_node_types()
-    assert "note: Kubernetes does not tell which machines this cluster may start (403 Forbidden)" in (
+    assert "note: cannot read from Kubernetes which machines this cluster may start (403 Forbidden)" in (
         capsys.readouterr().out
     )
 
