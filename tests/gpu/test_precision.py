@@ -7,7 +7,7 @@ import torch
 
 from cxr.families import RECIPES
 from tests.families.test_recipes import SMALL
-from tests.precision_parity import check_trained, check_untrained
+from tests.precision_parity import check_boxes, check_trained, check_untrained
 
 pytestmark = pytest.mark.gpu
 
@@ -27,3 +27,9 @@ def test_predictions_in_bfloat16_are_close(family: str, gpu: torch.device) -> No
 @pytest.mark.parametrize("family", ["aecnn", "attend", "classify", "localize"])
 def test_decisions_in_bfloat16_are_those_in_float32(family: str, gpu: torch.device) -> None:
     check_trained(SMALL[family], gpu)
+
+
+def test_boxes_in_bfloat16_are_those_in_float32(gpu: torch.device, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = check_boxes(gpu)
+    with capsys.disabled():
+        print(f"\n{changed}")
