@@ -85,7 +85,7 @@ def test_the_table_has_published_values_beside_those_of_the_same_recipe(
 def test_a_study_compares_one_set_of_settings(tmp_path: Path) -> None:
     _check_same({"a": BASE}, "/data", str(tmp_path))
     _check_same({"a": BASE}, "/data", str(tmp_path))
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="different settings"):
         _check_same({"a": BASE.replace(epochs=3)}, "/data", str(tmp_path))
     with pytest.raises(UserError, match="archive"):
         _check_same({"a": BASE}, "/other", str(tmp_path))
