@@ -23,8 +23,7 @@ SIZE = 224  # in pixels; with smaller images, exchanging gradients takes a large
 def test_two_workers_train_nearly_twice_as_fast(tmp_path: Path, ray_cluster: None) -> None:
     if LOAD > 1:
         pytest.skip(f"other work on this machine: a load average of {LOAD:.1f}")
-    # Synchronized batch norm would make workers wait for each other in each of 20 layers, forward and backward.
-    recipe = ClassifyRecipe(size=SIZE, backbone="resnet18", batch_size=32, epochs=EPOCHS, sync_batch_norm=False)
+    recipe = ClassifyRecipe(size=SIZE, backbone="resnet18", batch_size=32, epochs=EPOCHS)
     made = write_shards(
         tmp_path / "shards",
         {"train": 192, "val": 8},
