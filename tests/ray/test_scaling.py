@@ -17,7 +17,7 @@ from tests.made_shards import write_shards
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 EPOCHS, ROUNDS = 3, 2
 LOAD = os.getloadavg()[0]  # before Ray starts
-SIZE = 224  # in pixels; with smaller images, exchanging gradients takes a larger share of a step
+SIZE = 320  # in pixels; with smaller images, exchanging gradients takes a larger share of a step
 
 
 def test_two_workers_train_nearly_twice_as_fast(tmp_path: Path, ray_cluster: None) -> None:
@@ -26,7 +26,7 @@ def test_two_workers_train_nearly_twice_as_fast(tmp_path: Path, ray_cluster: Non
     recipe = ClassifyRecipe(size=SIZE, backbone="resnet18", batch_size=32, epochs=EPOCHS)
     made = write_shards(
         tmp_path / "shards",
-        {"train": 192, "val": 8},
+        {"train": 128, "val": 8},
         size=SIZE,
         known=lambda split, number: {"labels": [number % 2] * 14},
     )
