@@ -279,18 +279,17 @@ class LocalizeTask(ClassifierTask):
         if not len(index):
             return
         x = unit_pixels({schema.PIXELS: batch[schema.PIXELS][index]}, self.recipe.size)
-        _, heat, p = attend(self.cam, x, self.recipe.map_stride)
-        for heat_FHW, p_F, padded in zip(
-            heat.cpu().numpy(), p.cpu().numpy(), batch[schema.BOXES][index], strict=True
-        ):
+        _, heat, _ = attend(self.cam, x, self.recipe.map_stride)
+        threshold_T = np.array(thresholds, np.float32)
+        for heat_FHW, padded in zip(heat.cpu().numpy(), batch[schema.BOXES][index], strict=True):
             true_N5 = _without_padding(padded)
             for f in np.unique(true_N5[:, 0]).astype(int):
-                true_N4, only = true_N5[true_N5[:, 0] == f, 1:], slice(f, f + 1)
-                predicted = [
-                    predict_boxes(heat_FHW[only], p_F[only], self.recipe.box_rule, np.array([t], np.float32))
-                    for t in thresholds
-                ]
-                yield torch.tensor([[f, *(iou(boxes.boxes_N4, true_N4).max(initial=0) for boxes in predicted)]])
+                same_THW = np.repeat(heat_FHW[f : f + 1], len(threshold_T), 0)
+                predicted = boxes_of(same_THW, self.recipe.box_rule, threshold_T)
+                overlap_N = iou(predicted.boxes_N4, true_N5[true_N5[:, 0] == f, 1:]).max(1, initial=0)
+                largest_T = np.zeros(len(threshold_T))
+                np.maximum.at(largest_T, predicted.index_N, overlap_N)
+                yield torch.tensor([[f, *largest_T.tolist()]])
 
     def describe(self) -> dict[str, Any]:
         """Relevance by finding, fine stages first; the scale of the maps, (stages, findings); thresholds of boxes and
