@@ -1,4 +1,4 @@
-"""`cxr benchmark aecnn` as a script.
+"""`cxr study aecnn` as a script.
 
 ray job submit --working-dir . -- python jobs/study_aecnn.py --archive s3://xrays/nih --out s3://xrays/study --seeds 5
 """
@@ -6,4 +6,4 @@ ray job submit --working-dir . -- python jobs/study_aecnn.py --archive s3://xray
 from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run("benchmark aecnn")
+    run("study aecnn")

@@ -1,4 +1,4 @@
-"""`cxr benchmark detection` as a script.
+"""`cxr study detection` as a script.
 
 ray job submit --working-dir . -- python jobs/study_detection.py --preset published --archive s3://xrays/vindr-cxr \\
     --lungs s3://xrays/lungs/checkpoint --out s3://xrays/study
@@ -7,4 +7,4 @@ ray job submit --working-dir . -- python jobs/study_detection.py --preset publis
 from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run("benchmark detection")
+    run("study detection")

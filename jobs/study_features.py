@@ -1,4 +1,4 @@
-"""`cxr benchmark features` as a script.
+"""`cxr study features` as a script.
 
 ray job submit --working-dir . -- python jobs/study_features.py --archive s3://xrays/nih --out s3://xrays/study \\
     --backbones resnet50 densenet121 --backbone-pretrained IMAGENET1K_V1 --size 224 --stored-size 256
@@ -7,4 +7,4 @@ ray job submit --working-dir . -- python jobs/study_features.py --archive s3://x
 from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run("benchmark features")
+    run("study features")

@@ -1,4 +1,4 @@
-"""`cxr benchmark localization` as a script.
+"""`cxr study localization` as a script.
 
 ray job submit --working-dir . -- python jobs/study_localization.py --archive s3://xrays/nih --out s3://xrays/study \\
     --backbone densenet121 --size 512 --stored-size 512 --pooling mean --backbone-pretrained s3://models/densenet121.pth
@@ -7,4 +7,4 @@ ray job submit --working-dir . -- python jobs/study_localization.py --archive s3
 from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run("benchmark localization")
+    run("study localization")

@@ -1,4 +1,4 @@
-"""`cxr benchmark pneumothorax` as a script.
+"""`cxr study pneumothorax` as a script.
 
 ray job submit --working-dir . -- python jobs/study_pneumothorax.py --archive s3://xrays/siim \\
     --out s3://xrays/study --size 512 --stored-size 512 --epochs 20 --fully-connected --seeds 3
@@ -7,4 +7,4 @@ ray job submit --working-dir . -- python jobs/study_pneumothorax.py --archive s3
 from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run("benchmark pneumothorax")
+    run("study pneumothorax")

@@ -14,7 +14,7 @@ from cxr.training.sweep import train_all
 from cxr.wording import counted
 
 if TYPE_CHECKING:
-    from cxr.cli.commands.benchmark_aecnn import Options
+    from cxr.cli.commands.study_aecnn import Options
 
 _DECODED = 500  # test images, spread evenly over the split, from which the quality of decoded images is measured
 

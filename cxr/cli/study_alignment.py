@@ -26,7 +26,7 @@ from cxr.schema import PixelFormat
 from cxr.training.sweep import Trained, train_all
 
 if TYPE_CHECKING:
-    from cxr.cli.commands.benchmark_alignment import Options
+    from cxr.cli.commands.study_alignment import Options
 
 ARCHIVE = "archive"  # name of a given archive in results
 _REGISTERED = 256  # training images from which ECC makes its templates

@@ -31,7 +31,7 @@ from cxr.training.sweep import train_all
 from cxr.wording import counted
 
 if TYPE_CHECKING:
-    from cxr.cli.commands.benchmark_detection import Options
+    from cxr.cli.commands.study_detection import Options
 
 FILTER = "normal-filter"  # folder in OUT
 ABNORMAL = "Abnormal"  # the only finding of the classifier that filters normal images

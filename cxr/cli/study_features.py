@@ -23,7 +23,7 @@ from cxr.training.sweep import Trained, train_all
 from cxr.wording import counted
 
 if TYPE_CHECKING:
-    from cxr.cli.commands.benchmark_features import Options
+    from cxr.cli.commands.study_features import Options
 
 ENSEMBLE, FUSED = "mean of probabilities", "fused features"
 HEAD = {"epochs": 40, "batch_size": 64}  # of the head on all features; few images need small batches

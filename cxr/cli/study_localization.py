@@ -20,7 +20,7 @@ from cxr.training.sweep import train_all
 from cxr.wording import counted
 
 if TYPE_CHECKING:
-    from cxr.cli.commands.benchmark_localization import Options
+    from cxr.cli.commands.study_localization import Options
 
 MULTISCALE, LAST = "multiscale", "last"
 # Settings in which each variant's recipe differs from that of the job.

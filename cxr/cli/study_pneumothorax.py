@@ -22,7 +22,7 @@ from cxr.models.fcn import FCN_BACKBONES
 from cxr.training.sweep import train_all
 
 if TYPE_CHECKING:
-    from cxr.cli.commands.benchmark_pneumothorax import Options
+    from cxr.cli.commands.study_pneumothorax import Options
 
 # Settings in which each network's recipe differs from that of the job.
 NETWORKS: dict[str, dict[str, str]] = {

@@ -16,7 +16,7 @@ from cxr.training.sweep import train_all
 from cxr.wording import counted
 
 if TYPE_CHECKING:
-    from cxr.cli.commands.benchmark_preprocessing import Options
+    from cxr.cli.commands.study_preprocessing import Options
 
 
 def run_study(options: Options) -> dict[str, Any]:

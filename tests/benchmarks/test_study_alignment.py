@@ -20,7 +20,7 @@ from cxr.benchmarks.studies.aligned_classification import ALIGNED, ECC, INITIAL,
 from cxr.benchmarks.studies.ecc import Ecc, Stage
 from cxr.benchmarks.studies.ecc_crop import EccCrop
 from cxr.cli import study_alignment as study
-from cxr.cli.commands.benchmark_alignment import Options, main
+from cxr.cli.commands.study_alignment import Options, main
 from cxr.cli.options import ArchiveOptions
 from cxr.data import ingest, shards
 from cxr.data.manifest_files import StoredPart

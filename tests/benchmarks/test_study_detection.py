@@ -19,7 +19,7 @@ from cxr.benchmarks.studies.detection import FUSION, NORMAL, PREPROCESSING, SIZE
 from cxr.cli import preprocessing_variants as preprocessing
 from cxr.cli import study_detection as study
 from cxr.cli.commands import COMMANDS
-from cxr.cli.commands.benchmark_detection import Options, main
+from cxr.cli.commands.study_detection import Options, main
 from cxr.cli.options import ArchiveOptions
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
@@ -181,7 +181,7 @@ def test_mistakes_are_reported_before_anything_is_written(made: str, tmp_path: P
 
 
 def test_the_preset_sets_the_networks_and_the_study(capsys: pytest.CaptureFixture[str]) -> None:
-    job = COMMANDS["benchmark detection"].load()
+    job = COMMANDS["study detection"].load()
     options = job.parse(["--preset", "published", "--members", "2"]).job
     assert (options.recipe.architecture, options.recipe.size, options.data.stored_size) == ("yolov5m", 512, 512)
     assert (options.members, options.classifier) == (2, "densenet121-chexnet")

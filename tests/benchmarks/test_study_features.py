@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cxr.cli import study_features as study
-from cxr.cli.commands.benchmark_features import Options, main
+from cxr.cli.commands.study_features import Options, main
 from cxr.cli.options import ArchiveOptions
 from cxr.errors import UserError
 from cxr.evaluation.run import Run

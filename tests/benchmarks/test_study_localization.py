@@ -20,7 +20,7 @@ from cxr.benchmarks.studies.localization import Evaluated, LocalizationResult
 from cxr.benchmarks.studies.seed_results import SeedMean
 from cxr.cli import study_localization as study
 from cxr.cli.commands import phantom as phantom_command
-from cxr.cli.commands.benchmark_localization import Options, main
+from cxr.cli.commands.study_localization import Options, main
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import phantoms_with_boxes
 from cxr.cli.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, named

@@ -17,7 +17,7 @@ import torch
 from cxr import schema
 from cxr.benchmarks.studies import segmentation, segmentation_report
 from cxr.cli import study_pneumothorax as study
-from cxr.cli.commands.benchmark_pneumothorax import Options, main
+from cxr.cli.commands.study_pneumothorax import Options, main
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.study_pneumothorax import NETWORKS, named
 from cxr.errors import UserError

@@ -17,7 +17,7 @@ from cxr.benchmarks.studies import classifiers
 from cxr.benchmarks.studies.seed_results import SeedResults
 from cxr.cli import preprocessing_variants as preprocessing
 from cxr.cli import study_preprocessing as study
-from cxr.cli.commands.benchmark_preprocessing import Options, main
+from cxr.cli.commands.study_preprocessing import Options, main
 from cxr.cli.options import ArchiveOptions
 from cxr.errors import UserError
 from cxr.evaluation.classification_data import LabelTruth, known_labels

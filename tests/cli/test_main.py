@@ -55,6 +55,8 @@ def test_the_first_words_name_the_command() -> None:
         ("train", "expected `cxr train FAMILY` with FAMILY one of aecnn, align"),
         ("train --epochs 3", "got `cxr train`."),
         ("benchmark fussion", "Did you mean `cxr benchmark fusion`?"),
+        ("benchmark detection", "expected `cxr benchmark NAME` with NAME one of align, compression"),
+        ("study detect", "got `cxr study detect`. Did you mean `cxr study detection`?"),
         ("--nope", "expected a command: phantom, inspect"),
     ],
 )

@@ -11,7 +11,7 @@ STUDIES = ("aecnn", "alignment", "detection", "localization", "pneumothorax")
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_preset_starts_from_the_familys_defaults(study: str) -> None:
-    job = COMMANDS[f"benchmark {study}"].load()
+    job = COMMANDS[f"study {study}"].load()
     small, published = job.parse([]).job, job.parse(["--preset", "published"]).job
     preset = published.PRESETS["published"]
     assert published.recipe == type(small.recipe)(**preset.settings)
@@ -23,9 +23,9 @@ def test_a_preset_starts_from_the_familys_defaults(study: str) -> None:
 @pytest.mark.parametrize("study", STUDIES)
 def test_help_says_what_a_preset_takes_and_in_what_it_differs(study: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        COMMANDS[f"benchmark {study}"].load().parse(["--help"])
+        COMMANDS[f"study {study}"].load().parse(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    preset = COMMANDS[f"benchmark {study}"].load().parse([]).job.PRESETS["published"]
+    preset = COMMANDS[f"study {study}"].load().parse([]).job.PRESETS["published"]
     assert "Not run in full: about" in shown
     assert "GPU hours" in shown
     assert all(difference in shown for difference in preset.differences)

@@ -1,8 +1,8 @@
 """Compare localization from image-level labels with maps of all backbone stages and of the last one only.
 
-cxr benchmark localization  # multiscale and last, on phantoms with small and large findings
+cxr study localization  # multiscale and last, on phantoms with small and large findings
 
-cxr benchmark localization --preset published --archive s3://xrays/nih --out s3://xrays/study
+cxr study localization --preset published --archive s3://xrays/nih --out s3://xrays/study
 """
 
 from __future__ import annotations

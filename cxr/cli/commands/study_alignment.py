@@ -1,8 +1,8 @@
 """Measure the effect of alignment on classification: one classifier on unaligned, aligned and ECC-aligned images.
 
-cxr benchmark alignment  # on phantoms in poses of three strengths
+cxr study alignment  # on phantoms in poses of three strengths
 
-cxr benchmark alignment --preset published --archive s3://xrays/nih --aligner s3://xrays/align/checkpoint \\
+cxr study alignment --preset published --archive s3://xrays/nih --aligner s3://xrays/align/checkpoint \\
     --out s3://xrays/study
 
 `cxr benchmark align` compares aligners by the overlap of lungs; this one compares them by the AUROC of a classifier.

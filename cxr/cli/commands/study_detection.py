@@ -1,8 +1,8 @@
 """Compare detectors: preprocessing, ensemble size, box fusion, and a filter of normal images.
 
-cxr benchmark detection  # on phantoms
+cxr study detection  # on phantoms
 
-cxr benchmark detection --preset published --archive s3://xrays/vindr-cxr --lungs s3://xrays/lungs/checkpoint \\
+cxr study detection --preset published --archive s3://xrays/vindr-cxr --lungs s3://xrays/lungs/checkpoint \\
     --out s3://xrays/study
 """
 

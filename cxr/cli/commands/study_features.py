@@ -1,8 +1,8 @@
 """Compare single backbones, the mean of their probabilities, and one head on the features of all of them.
 
-cxr benchmark features  # on phantoms
+cxr study features  # on phantoms
 
-cxr benchmark features --archive s3://xrays/nih --out s3://xrays/study --backbones resnet50 densenet121 \\
+cxr study features --archive s3://xrays/nih --out s3://xrays/study --backbones resnet50 densenet121 \\
     --backbone-pretrained IMAGENET1K_V1 --size 224 --stored-size 256
 """
 

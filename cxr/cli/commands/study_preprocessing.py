@@ -1,8 +1,8 @@
 """Measure the effect of noise removal, normalization, contrast equalization and lung crops on classification.
 
-cxr benchmark preprocessing  # on phantoms
+cxr study preprocessing  # on phantoms
 
-cxr benchmark preprocessing --archive s3://xrays/nih --lungs s3://xrays/lungs/checkpoint --out s3://xrays/study \\
+cxr study preprocessing --archive s3://xrays/nih --lungs s3://xrays/lungs/checkpoint --out s3://xrays/study \\
     --backbone densenet121 --backbone-pretrained s3://models/densenet121.pth --size 224 --stored-size 256
 """
 
@@ -18,7 +18,7 @@ from cxr.training.options import RunOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Settings of the job. The same command continues a killed study. For detection, use cxr benchmark detection."""
+    """Settings of the job. The same command continues a killed study. For detection, use cxr study detection."""
 
     out: str = "runs/study_preprocessing"
     """Folder or URI of the results: table.md, results.csv, auroc.png, and a folder for each preprocessing."""

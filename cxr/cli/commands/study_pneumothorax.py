@@ -1,8 +1,8 @@
 """Compare U-Nets and fully convolutional networks that segment pneumothorax: Dice, speed, size, receptive field.
 
-cxr benchmark pneumothorax --networks unet-resnet18 fcn8s-resnet18  # two of them, on a phantom archive
+cxr study pneumothorax --networks unet-resnet18 fcn8s-resnet18  # two of them, on a phantom archive
 
-cxr benchmark pneumothorax --preset published --archive s3://xrays/siim --out s3://xrays/study
+cxr study pneumothorax --preset published --archive s3://xrays/siim --out s3://xrays/study
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compare an AE-CNN with the same classifier on resized and on uncompressed images: mean AUROC over several seeds.
 
-cxr benchmark aecnn  # on a phantom archive
+cxr study aecnn  # on a phantom archive
 
-cxr benchmark aecnn --preset published --archive s3://xrays/nih --out s3://xrays/study
+cxr study aecnn --preset published --archive s3://xrays/nih --out s3://xrays/study
 """
 
 from __future__ import annotations
