@@ -60,6 +60,7 @@ def fit(
     callbacks: Sequence[UserCallback] = (),
     in_process: bool = False,
     show_epochs: bool = True,
+    label: str = "",
     search_log: MlflowLog | None = None,
     selections: str = "",
 ) -> Fitted:
@@ -75,6 +76,7 @@ def fit(
         in_process: train in this process, which must hold the resources of a worker, instead of in a worker group;
             for one worker. Whoever started the process starts it again if it dies.
         show_epochs: show a line for each epoch; for several runs at the same time, leave them to programs.
+        label: with which the lines of epochs start; `name` by default.
         search_log: the MLflow log of the search that this run is a trial of.
         selections: what `training_data.select_images` stored for several runs; by default it is stored for this one.
 
@@ -111,7 +113,7 @@ def fit(
     settings = {"archive": archive, **asdict(replace(options, resume=False))}
     with MlflowLog.begin(out, recipe, settings, search_log) as tracked:
         callbacks = [
-            RunLog(out, name, recipe.monitor, show=show_epochs, by_ray=bool(datasets)),
+            RunLog(out, label or name, recipe.monitor, show=show_epochs, by_ray=bool(datasets)),
             tracked,
             *callbacks,
         ]
@@ -121,7 +123,7 @@ def fit(
             session = InProcessSession(out, name, recipe.monitor, recipe.mode, keep, callbacks, datasets)
             returned = train_in_process(config, session)
         else:
-            callbacks += [RestartNotes(name)] if show_epochs else []
+            callbacks += [RestartNotes(label or name)] if show_epochs else []
             trainer = ray_private.torch_trainer(
                 train_worker,
                 train_loop_config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.runtime import console
+from cxr.runtime.progress import duration
 from cxr.runtime.user_errors import user_error_in
 from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training import mlflow_log
@@ -78,17 +80,52 @@ def train_all(
     mlflow_log.create_experiment()
     start = ray.remote(max_retries=run.max_failures, **_resources(run))(_train_one)
     running: dict[Any, str] = {}
+    progress = RunProgress(len(todo), fits)
     for number, (name, seed, folder) in enumerate(todo, 1):
         if len(running) == fits:
-            _wait(running, continue_on_failure)
-        console.say(f"run {number} of {len(todo)}: {name}, seed {seed}")
+            progress.finish(_wait(running, continue_on_failure))
+        label = f"{name}, seed {seed}"
+        console.say(f"run {number} of {len(todo)}: {label}")
         recipe = recipes[name].replace(seed=seed).to_dict()
-        running[start.remote(recipe, archives[name], folder, run, reading, selections[archives[name]])] = folder
+        progress.start(folder)
+        running[start.remote(recipe, archives[name], folder, run, reading, selections[archives[name]], label)] = (
+            folder
+        )
     while running:
-        _wait(running, continue_on_failure)
+        progress.finish(_wait(running, continue_on_failure))
     return [
         Trained(name, seed, storage.join(folder, "checkpoint")) for name, seed, folder in planned if _finished(folder)
     ]
+
+
+class RunProgress:
+    """Says after each run how many of all runs have ended, and how long the others will take.
+
+    Args:
+        runs: their number.
+        at_once: how many of them the cluster can hold.
+    """
+
+    def __init__(self, runs: int, at_once: int) -> None:
+        self.runs, self.at_once = runs, at_once
+        self._started: dict[str, float] = {}
+        self._seconds: list[float] = []
+
+    def start(self, run: str) -> None:
+        self._started[run] = time.monotonic()
+
+    def finish(self, run: str) -> None:
+        self._seconds.append(time.monotonic() - self._started.pop(run))
+        ended = len(self._seconds)
+        left = f", about {duration(self.seconds_left())} left" if ended < self.runs else ""
+        console.say(f"{ended} of {self.runs} runs have ended{left}")
+
+    def seconds_left(self) -> float:
+        """Estimated as if all runs took as long as those that have ended."""
+        mean, now = sum(self._seconds) / len(self._seconds), time.monotonic()
+        running = [max(0.0, mean - (now - started)) for started in self._started.values()]
+        waiting = self.runs - len(self._seconds) - len(running)
+        return max([(sum(running) + waiting * mean) / self.at_once, *running])
 
 
 def _finished(folder: str) -> bool:
@@ -126,8 +163,9 @@ def _check_same(recipes: Mapping[str, Recipe], archive: str | Mapping[str, str],
     storage.write_json(about, {**before, ARCHIVE: {**before[ARCHIVE], **archives}, **settings})
 
 
-def _wait(running: dict[Any, str], continue_on_failure: bool) -> None:
-    """Wait until one run has ended and remove it from `running`; with `continue_on_failure`, report its failure."""
+def _wait(running: dict[Any, str], continue_on_failure: bool) -> str:
+    """Wait until a run has ended, remove it from `running` and return its folder; with `continue_on_failure`, report
+    its failure."""
     (done,), _ = ray.wait(list(running), num_returns=1)
     folder = running.pop(done)
     try:
@@ -136,14 +174,21 @@ def _wait(running: dict[Any, str], continue_on_failure: bool) -> None:
         mistake = user_error_in(error)
         if continue_on_failure:
             console.note(f"{folder} failed; continuing without it: {mistake or error.cause}")
-            return
+            return folder
         if mistake:
             raise UserError(f"{folder}: {mistake}") from error
         raise
+    return folder
 
 
 def _train_one(
-    recipe: dict[str, Any], archive: str, folder: str, run: RunOptions, reading: ReadOptions, selections: str
+    recipe: dict[str, Any],
+    archive: str,
+    folder: str,
+    run: RunOptions,
+    reading: ReadOptions,
+    selections: str,
+    label: str,
 ) -> None:
     again = replace(run, resume=storage.exists(storage.join(folder, "train")))
     fit(
@@ -153,5 +198,6 @@ def _train_one(
         again,
         reading=reading,
         in_process=run.max_workers == 1,
+        label=f"{label}: train",
         selections=selections,
     )

@@ -8,8 +8,9 @@ import pytest
 
 from cxr.errors import UserError
 from cxr.families.align import AlignRecipe
+from cxr.training import sweep
 from cxr.training.options import RunOptions
-from cxr.training.sweep import RUN_CPU, _check_same, _resources
+from cxr.training.sweep import RUN_CPU, RunProgress, _check_same, _resources
 
 BASE = AlignRecipe()
 
@@ -27,3 +28,31 @@ def test_one_worker_trains_in_the_process_of_its_run() -> None:
     one, two = (_resources(RunOptions(device="cpu", workers=workers)) for workers in ("1", "2"))
     assert one == {"num_cpus": RunOptions().resources_per_worker["CPU"], "num_gpus": 0}
     assert two == {"num_cpus": RUN_CPU}
+
+
+def test_after_each_run_the_time_of_the_others_is_estimated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now)
+    progress = RunProgress(5, at_once=2)
+    progress.start("a")
+    progress.start("b")
+    now = 100
+    progress.finish("a")  # b has taken as long; three have not begun
+    progress.start("c")
+    now = 140
+    progress.finish("b")  # c has 80 s to go; two have not begun
+    progress.start("d")
+    now = 220
+    progress.finish("c")
+    progress.start("e")
+    progress.finish("d")  # e has just begun
+    progress.finish("e")
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 5 runs have ended, about 2 min 30 s left",
+        "2 of 5 runs have ended, about 2 min 40 s left",
+        "3 of 5 runs have ended, about 1 min 20 s left",
+        "4 of 5 runs have ended, about 1 min 50 s left",
+        "5 of 5 runs have ended",
+    ]
