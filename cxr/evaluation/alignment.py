@@ -147,7 +147,7 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     result: dict[str, Any] = {"metrics": metrics(measures, headlines)}
     ids = truth.image_ids.take(pa.array(images.rows)).to_pylist()
     result["transforms"] = tables.write_transforms(image_rows(measures, ids), out)
-    if options.against:
+    if options.compare_with:
         sections.append(compared(images, truth, masks, pictures, options, result))
     measured = Measures(ids, images.patients, partial(_measure_part, images, masks, pictures, options))
     return Content(run, archive, options, lead, sections, result, measured)
@@ -365,7 +365,7 @@ def compared(
     options: ReportOptions,
     result: dict[str, Any],
 ) -> Section:
-    """The comparison with `options.against`; its metrics are added to `result`.
+    """The comparison with `options.compare_with`; its metrics are added to `result`.
 
     Raises:
         UserError: the other run has no image in common with this one.

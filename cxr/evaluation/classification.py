@@ -49,8 +49,8 @@ def summarize(joined: LabeledScores, options: ReportOptions) -> ClassificationSu
 
 
 def report(run: Run, options: ReportOptions, out: str) -> Content:
-    """Evaluate a run. Writes the pages, findings.csv, pictures and, with `against`, comparison.csv; returns the job's
-    result."""
+    """Evaluate a run. Writes the pages, findings.csv, pictures and, with `compare_with`, comparison.csv; returns the
+    job's result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     info = shards.read_info(archive, latents=True) if shards.is_shards(archive) else None
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS]
@@ -69,7 +69,7 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     result = {"metrics": metrics(summary, joined), "findings": tables.write_summary(summary, out)}
     images = TruthImages(manifest.table, [info] if info and not info.latents else [])
     sections += decision_sections(joined, images, run, options, out, result)
-    if options.against:
+    if options.compare_with:
         sections.append(compared(joined, truth, options, out, result))
     image_ids = truth.image_ids.take(pa.array(joined.rows)).to_pylist()
     measures = Measures(image_ids, joined.patients, partial(measure, joined, options))
@@ -159,7 +159,7 @@ def compared(
     result: dict[str, Any],
     subject: str = "",
 ) -> Section:
-    """The comparison with `options.against`; its files and metrics are added to `result`.
+    """The comparison with `options.compare_with`; its files and metrics are added to `result`.
 
     Args:
         subject: what is compared, if the page has another comparison.

@@ -81,7 +81,7 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
         _hardest(evaluation, positive, truth, out, result),
     ]
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
-    if options.against:
+    if options.compare_with:
         sections.append(compared(evaluation, truth, options, result))
     image_ids = truth.table[schema.IMAGE_ID].take(pa.array(evaluation.rows)).to_pylist()
     measures = Measures(image_ids, evaluation.patients, partial(measure, evaluation, options))
@@ -376,7 +376,7 @@ def image_f1(evaluation: DetectionEvaluation, predictions: Boxes) -> np.ndarray:
 def compared(
     evaluation: DetectionEvaluation, truth: BoxTruth, options: ReportOptions, result: Mapping[str, Any]
 ) -> Section:
-    """The comparison with `options.against`; its metrics are added to `result`.
+    """The comparison with `options.compare_with`; its metrics are added to `result`.
 
     Raises:
         UserError: the other run has no image in common with this one.

@@ -60,7 +60,7 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     sections = _localization_sections(evaluation, truth, options, out, result)
     if joined:
         sections += _classification_sections(joined, truth, run, options, out, result)
-    if options.against:
+    if options.compare_with:
         sections += compared(evaluation, joined, truth, options, out, result)
     image_ids = truth.table[schema.IMAGE_ID].take(pa.array(evaluation.rows)).to_pylist()
     measures = Measures(image_ids, evaluation.patients, partial(measure, evaluation, options))
@@ -252,7 +252,7 @@ def compared(
     out: str,
     result: dict[str, Any],
 ) -> list[Section]:
-    """The comparison with `options.against`; its metrics are added to `result`.
+    """The comparison with `options.compare_with`; its metrics are added to `result`.
 
     Raises:
         UserError: the other run has no image in common with this one.

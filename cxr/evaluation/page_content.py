@@ -137,6 +137,6 @@ def _side_by_side(contents: Mapping[str, Content], figures: Mapping[str, Sequenc
         blocks += [
             save_picture(figure, storage.join(out, PICTURES), "side_by_side.png", caption),
             "Runs may have scored different images, and their intervals do not show whether two runs differ: for "
-            "that, compare two of them with `--against`, which measures differences on the same images.",
+            "that, compare two of them with `--compare-with`, which measures differences on the same images.",
         ]
     return Section("Side by side", blocks)

@@ -130,18 +130,18 @@ def _content(run: Run, options: ReportOptions, out: str, *, must_compare: bool =
 def _evaluated(run: Run, options: ReportOptions, out: str, *, must_compare: bool) -> Content:
     """A comparison with the ground truth, or, unless it was requested, a description of the scores."""
     how, scored = _reports(run), " and ".join(run.archives)
-    if run.pseudonymized and not (options.crosswalk or options.archive or options.against):
+    if run.pseudonymized and not (options.crosswalk or options.archive or options.compare_with):
         print(f"note: {run.uri} has pseudonyms, so the report only describes the scores; use --crosswalk to compare")
         options = replace(options, member=run.member)
         return score_summary.report(run, options, out, how.kinds)
     run, options = _opened(run, options)
-    if len(run.archives) > 1 and not options.archive and not options.against:
+    if len(run.archives) > 1 and not options.archive and not options.compare_with:
         print(f"note: {scored} were scored, so the report only describes the scores; use --archive to compare")
         return score_summary.report(run, options, out, how.kinds)
     try:
         return how.evaluate(run, _of_test_images(options), out)
     except NoGroundTruthError:
-        if must_compare or options.against:
+        if must_compare or options.compare_with:
             raise
         scored = options.archive or scored
         print(

@@ -37,7 +37,7 @@ class ReportOptions:
     only one."""
     split: Literal["auto"] | Split = "auto"
     """Images to report on. auto: the test images, or all images if the archive has no ground truth."""
-    against: str = ""
+    compare_with: str = ""
     """OUT of another run to compare with this one, on the images that both runs have scored."""
     member: str = ""
     """Name of the checkpoint to report on, if the run has several. Default: all of them, each in its own section."""
@@ -171,8 +171,8 @@ def read_other_run(options: ReportOptions) -> Run:
     Raises:
         UserError: there is no scoring run, or it has several checkpoints and none of that name.
     """
-    runs = read_runs(options.against)
-    return runs[0] if len(runs) == 1 else read_run(options.against, options.member)
+    runs = read_runs(options.compare_with)
+    return runs[0] if len(runs) == 1 else read_run(options.compare_with, options.member)
 
 
 def comparison_section(other: Run, images: int, blocks: Sequence[Block], subject: str = "") -> Section:

@@ -62,7 +62,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> Content
     ends = {f"{name}_{end}": getattr(of, end) for name, of in confidence.items() for end in ("low", "high")}
     result = {"metrics": {**predicted, **ends, **counts}, "images": tables.write_images(listed, out)}
     sections += _decisions(evaluation, scores, truth, run, options, out, result)
-    if options.against:
+    if options.compare_with:
         sections.append(compared(evaluation, truth, options, result))
     image_ids = [truth.image_ids[int(row)].as_py() for row in evaluation.rows]
     measures = Measures(image_ids, evaluation.patients, partial(measure, evaluation, options))
@@ -253,7 +253,7 @@ def overlays(evaluation: SegmentationEvaluation, scores: MaskScores, truth: Mask
 def compared(
     evaluation: SegmentationEvaluation, truth: MaskTruth, options: ReportOptions, result: dict[str, Any]
 ) -> Section:
-    """The comparison with `options.against`; its figures are added to the result.
+    """The comparison with `options.compare_with`; its figures are added to the result.
 
     Raises:
         UserError: the other run has no image in common with this one.

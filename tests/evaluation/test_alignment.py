@@ -92,7 +92,7 @@ def test_the_identity_changes_nothing(phantoms: str, tmp_path: Path) -> None:
 def test_two_runs_are_compared_on_the_same_images(phantoms: str, tmp_path: Path) -> None:
     known = write_run(tmp_path / "known", phantoms, poses(phantoms))
     unchanged = write_run(tmp_path / "unchanged", phantoms, identity(IMAGES))
-    options = ReportOptions(split="all", resamples=50, against=unchanged)
+    options = ReportOptions(split="all", resamples=50, compare_with=unchanged)
     metrics = reports.report(known, options, str(tmp_path / "out"))["metrics"]
     assert metrics["images_compared"] == IMAGES - 1
     assert metrics["corner_error_gain_pct"] == pytest.approx(metrics["corner_error_change_pct"], abs=1e-3)

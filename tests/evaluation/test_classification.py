@@ -176,7 +176,7 @@ def test_two_runs_are_compared_on_the_images_that_both_have_scored(archive: str,
     reordered = {i: [p[2], p[0]] for i, p in weaker.items() if p}
     run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
     other = write_run(tmp_path / "other", reordered, ("Hernia", "Mass"), archive=archive)
-    result = reports.report(run, ReportOptions(against=other, resamples=100), str(tmp_path / "out"))
+    result = reports.report(run, ReportOptions(compare_with=other, resamples=100), str(tmp_path / "out"))
     metrics = result["metrics"]
     rows = slice(10, 50)
     labels, ours, theirs = labels_of(60)[rows, :1], guesses(60)[rows, :1], guesses(60, 1, 0.1)[rows, :1]
@@ -188,7 +188,7 @@ def test_two_runs_are_compared_on_the_images_that_both_have_scored(archive: str,
     assert metrics["mean_auroc_gain_low"] < metrics["mean_auroc_gain"] < metrics["mean_auroc_gain_high"]
     assert [row["finding"] for row in read_csv(result["comparison"])] == ["Mass", "Hernia", "mean"]
     assert f"Compared with {other}, on the 40 images" in Path(result["report"]).read_text()
-    same = reports.report(run, ReportOptions(against=run, resamples=20), str(tmp_path / "same"))["metrics"]
+    same = reports.report(run, ReportOptions(compare_with=run, resamples=20), str(tmp_path / "same"))["metrics"]
     assert (same["mean_auroc_gain"], same["p/Mass"], same["images_compared"]) == (0, 1, 50)
 
 
@@ -244,10 +244,10 @@ def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
     assert "no image in split 'train' (test 52, val 10)" in mistake(run, out, split="train")
     strangers = write_run(tmp_path / "strangers", {"a.png": [0.1, 0.2, 0.3]}, archive=archive)
     assert "0 are in" in mistake(strangers, out)
-    assert "0 are in" in mistake(run, out, against=strangers)
+    assert "0 are in" in mistake(run, out, compare_with=strangers)
     others = write_run(tmp_path / "others", dict(list(scored.items())[-5:]), archive=archive)
     rest = write_run(tmp_path / "rest", dict(list(scored.items())[:-5]), archive=archive)
-    assert "no scored images or findings in common" in mistake(rest, out, against=others)
+    assert "no scored images or findings in common" in mistake(rest, out, compare_with=others)
     fracture = write_run(tmp_path / "fracture", {i: [0.5] for i in scored}, ("Fracture",), archive=archive)
     assert "the scored findings are Fracture, the labeled ones Mass, Edema, Hernia" in mistake(fracture, out)
     narrow = write_run(tmp_path / "narrow", {i: [0.5] for i in scored}, archive=archive)
@@ -267,7 +267,7 @@ def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
 def test_evaluate_writes_the_metrics_and_tables_of_the_report_alone(archive: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
     other = write_run(tmp_path / "other", named(guesses(60)), archive=archive)
-    chosen = ReportOptions(resamples=20, against=other)
+    chosen = ReportOptions(resamples=20, compare_with=other)
     reported = report_command.main(report_command.Options(run=(run,), out=str(tmp_path / "report"), report=chosen))
     out = tmp_path / "out"
     result = evaluate.main(evaluate.Options(run=run, out=str(out), report=chosen))

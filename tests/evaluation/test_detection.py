@@ -160,8 +160,8 @@ def test_two_runs_are_compared_on_the_images_that_both_have_scored(
     run: str, archive: str, truth: dict[str, Boxes], tmp_path: Path
 ) -> None:
     other = {image: moved(boxes, 0.6) for image, boxes in list(truth.items())[:-1]}
-    against = write_run(tmp_path / "other", archive, other)
-    metrics = reports.report(run, replace(ALL, against=against), str(tmp_path / "report"))["metrics"]
+    other_run = write_run(tmp_path / "other", archive, other)
+    metrics = reports.report(run, replace(ALL, compare_with=other_run), str(tmp_path / "report"))["metrics"]
     assert (metrics["map_40_gain"], metrics["map_40_gain_low"]) == (1, 1)
     assert metrics["images_compared"] == len(truth) - 1
     assert metrics["images"] == len(truth)

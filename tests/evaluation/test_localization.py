@@ -211,7 +211,7 @@ def test_boxes_of_a_split_and_of_its_training_images(raw: str, images: Rows) -> 
 def test_two_runs_are_compared_on_the_images_that_both_have_scored(raw: str, images: Rows, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", raw, images)
     other = write_run(tmp_path / "other", raw, images[5:], shift=0.33)
-    options = ReportOptions(against=other, split="all", resamples=30)
+    options = ReportOptions(compare_with=other, split="all", resamples=30)
     result = reports.report(run, options, str(tmp_path / "out"))
     metrics = result["metrics"]
     assert metrics["images_compared"] == IMAGES - 5
@@ -223,7 +223,7 @@ def test_two_runs_are_compared_on_the_images_that_both_have_scored(raw: str, ima
     empty = [row for row in images if not {"Mass", "Nodule"} & {box["label"] for box in row[schema.BOXES]}]
     alone = write_run(tmp_path / "alone", raw, empty)
     with pytest.raises(UserError, match="have boxes"):
-        reports.report(run, ReportOptions(against=alone, split="all", resamples=5), str(tmp_path / "none"))
+        reports.report(run, ReportOptions(compare_with=alone, split="all", resamples=5), str(tmp_path / "none"))
 
 
 def test_mistakes_raise_errors(raw: str, images: Rows, tmp_path: Path) -> None:

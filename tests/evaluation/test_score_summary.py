@@ -141,7 +141,7 @@ def test_a_run_over_several_archives_is_described(folder: str, tmp_path: Path) -
     set_settings(run, settings_of(run) | {"archive": [folder, str(tmp_path / "gone")]})
     assert reports.report(run, ReportOptions(), str(tmp_path / "out"))["metrics"]["images"] == IMAGES
     with pytest.raises(UserError, match="name the archive to evaluate with --archive"):
-        reports.report(run, ReportOptions(against=run), str(tmp_path / "out"))
+        reports.report(run, ReportOptions(compare_with=run), str(tmp_path / "out"))
 
 
 def test_a_split_without_ground_truth_can_be_chosen(folder: str, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_run_in_which_every_image_failed_is_described(folder: str, tmp_path: P
 
 def test_a_comparison_needs_ground_truth(folder: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", folder, listed(folder), "detect")
-    for options in (ReportOptions(against=run), ReportOptions(archive=folder)):
+    for options in (ReportOptions(compare_with=run), ReportOptions(archive=folder)):
         with pytest.raises(UserError, match=r"has no image in split|there is nothing to evaluate"):
             reports.report(run, options, str(tmp_path / "out"))
 

@@ -237,7 +237,7 @@ def test_lungs_are_evaluated_with_lung_masks(raw: str, tmp_path: Path) -> None:
 
 def test_two_runs_are_compared_on_the_images_that_both_have_scored(raw: str, run: str, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", raw, {image: box(0, 0, 0, 0) for image in (1, 2, 3, 9, 10, MISSING)})
-    options = ReportOptions(against=other, split="all", resamples=200)
+    options = ReportOptions(compare_with=other, split="all", resamples=200)
     result = reports.report(run, options, str(tmp_path / "out"))
     metrics = result["metrics"]
     gains = [dice_of(1), dice_of(2), 0, -1, dice_of(10)]
@@ -248,7 +248,7 @@ def test_two_runs_are_compared_on_the_images_that_both_have_scored(raw: str, run
     assert f"Compared with {other}, on the 5 images" in Path(result["report"]).read_text()
     alone = write_run(tmp_path / "alone", raw, {FAILED: found_mask(FAILED)})
     with pytest.raises(UserError, match="no scored images in common"):
-        reports.report(run, ReportOptions(against=alone, split="all", resamples=5), str(tmp_path / "none"))
+        reports.report(run, ReportOptions(compare_with=alone, split="all", resamples=5), str(tmp_path / "none"))
 
 
 def test_spacing_is_that_of_the_files_own_pixels() -> None:

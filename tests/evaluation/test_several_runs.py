@@ -59,11 +59,11 @@ def test_every_checkpoint_of_a_panel_has_a_part(archive: str, tmp_path: Path) ->
 
 def test_one_checkpoint_of_a_panel_can_be_reported_and_compared(archive: str, tmp_path: Path) -> None:
     run = write_panel(tmp_path / "panel", archive)
-    against = write_run(tmp_path / "weak", archive, 0.1)
-    chosen = ReportOptions(resamples=10, member="strong", against=against)
+    other_run = write_run(tmp_path / "weak", archive, 0.1)
+    chosen = ReportOptions(resamples=10, member="strong", compare_with=other_run)
     metrics = reports.report(run, chosen, str(tmp_path / "out"))["metrics"]
     assert metrics["mean_auroc_gain"] > 0
-    same = reports.report(run, ReportOptions(resamples=10, member="strong", against=run), str(tmp_path / "out"))
+    same = reports.report(run, ReportOptions(resamples=10, member="strong", compare_with=run), str(tmp_path / "out"))
     assert same["metrics"]["mean_auroc_gain"] == 0, "with the checkpoint of the same name"
     with pytest.raises(UserError, match="expected --member among strong, weak, masks, got other"):
         reports.report(run, ReportOptions(member="other"), str(tmp_path / "out"))

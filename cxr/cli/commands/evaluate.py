@@ -4,7 +4,7 @@ Writes tables (CSV) and result.json, but no page and no pictures; for those, see
 
 cxr evaluate --run runs/scores --archive /data/chestxray14
 
-cxr evaluate --run s3://xrays/scores/new --against s3://xrays/scores/old --json
+cxr evaluate --run s3://xrays/scores/new --compare-with s3://xrays/scores/old --json
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ that could not be scored.
 
 cxr report --run runs/scores --archive /data/chestxray14
 
-cxr report --run s3://xrays/scores/new --against s3://xrays/scores/old --out s3://xrays/reports/new
+cxr report --run s3://xrays/scores/new --compare-with s3://xrays/scores/old --out s3://xrays/reports/new
 
 cxr report --run new=runs/a --run old=runs/b --by sex,age,site --groups sites.csv
 """
