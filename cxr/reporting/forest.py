@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,14 @@ class ForestLine:
     reference: bool = False
 
 
-def forest_figure(lines: Sequence[ForestLine], metrics: Sequence[str]) -> Figure:
-    """A panel for each metric, in rows of at most three."""
+def forest_figure(
+    lines: Sequence[ForestLine], metrics: Sequence[str], *, differences: Collection[str] = ()
+) -> Figure:
+    """A panel for each metric, in rows of at most three.
+
+    Args:
+        differences: metrics in whose panels 0 means no difference and is marked by a dashed line.
+    """
     columns = min(_COLUMNS, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = new_figure(2.2 + _PANEL * columns, rows * (0.9 + _ROW * len(lines)))
@@ -41,6 +47,8 @@ def forest_figure(lines: Sequence[ForestLine], metrics: Sequence[str]) -> Figure
     for ax in axes.flat[len(metrics) :]:
         ax.set_axis_off()
     for ax, metric in zip(axes.flat, metrics, strict=False):
+        if metric in differences:
+            ax.axvline(0, color=palette.NEUTRAL, lw=0.9, ls="--")
         for place, line in enumerate(lines):
             value = line.values.get(metric)
             if value is None or not math.isfinite(value.value):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cxr import schema
 from cxr.benchmarks.studies import classifiers
@@ -94,6 +97,22 @@ def test_the_table_and_the_csv_file_agree(results: list[SeedResults]) -> None:
     metrics = classifiers.metrics(results)
     assert metrics["clahe/gain"] == pytest.approx(float(rows[3]["gain"]))
     assert len(classifiers.picture(results).axes) == 2
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.04, 0.1])
+def test_the_labels_of_the_picture_do_not_overlap(results: list[SeedResults], spread: float) -> None:
+    none = results[0]
+    others = [replace(none, name=f"variant {n}", resamples=none.resamples + n * spread) for n in (-1, 1)]
+    figure = classifiers.picture([none, *others])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axes in figure.axes:
+        left, right = axes.get_window_extent().intervalx
+        boxes = [label.get_window_extent(canvas.get_renderer()) for label in axes.get_xticklabels()]
+        shown = sorted((box.x0, box.x1) for box in boxes if left <= (box.x0 + box.x1) / 2 <= right)
+        assert len(shown) > 2
+        assert all(end + 4 < start for (_, end), (start, _) in itertools.pairwise(shown))
+    assert len(figure.axes[1].get_lines()) == 1 + 2 * len(others), "the zero line, and nothing for the first"
 
 
 def test_each_variant_changes_one_step() -> None:

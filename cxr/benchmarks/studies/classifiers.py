@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults, finite
 from cxr.errors import UserError
@@ -107,8 +108,8 @@ def picture(results: Sequence[SeedResults]) -> Figure:
     figure = Figure(figsize=(9, 0.34 * len(results) + 1.3), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for row, each in enumerate(reversed(results)):
-        mean, gain = each.mean(), each.gain(results[0])
-        for axes, of in ((left, mean), (right, gain)):
+        intervals = [(left, each.mean())] + [(right, each.gain(results[0]))] * (each is not results[0])
+        for axes, of in intervals:
             axes.plot([of.low, of.high], [row] * 2, color=palette.MODEL, lw=2, alpha=0.5, solid_capstyle="butt")
             axes.plot([of.value], [row], "|", color="black", ms=12, mew=2)
         left.plot(each.values.mean(1), [row] * len(each.values), "o", color=palette.MODEL, ms=4, alpha=0.6)
@@ -118,6 +119,8 @@ def picture(results: Sequence[SeedResults]) -> Figure:
     titles = (left, "mean AUROC (95 %); dots: seeds"), (right, f"minus {results[0].name} (95 %)")
     for axes, title in titles:
         axes.set_title(title, loc="left", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.tick_params(axis="x", labelsize=8)
         axes.grid(axis="x", color=palette.GRID)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
