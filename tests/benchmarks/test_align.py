@@ -139,13 +139,11 @@ def test_images_without_masks_or_pixels_are_left_out_with_a_note(archive: str, t
 
 
 def test_halves_share_no_image_and_do_not_depend_on_the_others(archive: str, images: Masked) -> None:
-    choosing, reporting = (
-        set(align.read([archive], SIZE, half=half)[0].image_ids) for half in ("choosing", "reporting")
-    )
-    assert not choosing & reporting
-    assert choosing | reporting == set(images.image_ids)
-    few = align.read([archive], SIZE, limit=2, half="choosing")[0].image_ids
-    assert few == [image_id for image_id in images.image_ids if image_id in choosing][:2]
+    development, test = (set(align.read([archive], SIZE, half=half)[0].image_ids) for half in ("development", "test"))
+    assert not development & test
+    assert development | test == set(images.image_ids)
+    few = align.read([archive], SIZE, limit=2, half="development")[0].image_ids
+    assert few == [image_id for image_id in images.image_ids if image_id in development][:2]
 
 
 def test_a_checkpoint_is_compared(posed: Masked, poses: Tensor, tmp_path: Path) -> None:

@@ -45,8 +45,9 @@ GIVEN, ECC, CXR, BEST = "given", "ecc", "cxr", "best_affine"
 _BLOCK = 64  # images that are decoded at a time
 _BATCH = 32  # images that are aligned at a time
 
-Half = Literal["all", "choosing", "reporting"]
-"""Which patients' images are compared. Settings are chosen on one half, and figures reported on the other."""
+Half = Literal["all", "development", "test"]
+"""Which patients' images are compared. Settings are chosen on the development half, and results are those of the test
+half."""
 _HALF_SEED = 1  # of the hash that divides the patients; other than that of the splits
 
 
@@ -106,8 +107,8 @@ def read(archives: Sequence[str], size: int, limit: int = 0, half: Half = "all")
 def _read(archive: str, pixels: PixelFormat, limit: int, half: Half) -> tuple[Masked, list[str]]:
     table = open_manifest(archive).table
     if half != "all":
-        choosing = hash_values(table[schema.PATIENT_ID].combine_chunks(), _HALF_SEED) < 0.5
-        table = table.filter(pa.array(choosing == (half == "choosing")))
+        development = hash_values(table[schema.PATIENT_ID].combine_chunks(), _HALF_SEED) < 0.5
+        table = table.filter(pa.array(development == (half == "development")))
     table = table.slice(0, limit or None)
     blocks = [_block(table.slice(start, _BLOCK), pixels) for start in range(0, len(table), _BLOCK)]
     image_ids = [image_id for ids, _, _ in blocks for image_id in ids]

@@ -4,7 +4,7 @@ cxr benchmark align  # on phantoms, with an aligner trained for a minute
 
 cxr benchmark align --archive /data/montgomery --archive /data/shenzhen --checkpoint s3://xrays/align
 
-Choose settings with --half choosing, and report results with --half reporting.
+Choose settings with --half development, and report results with --half test.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Options:
     limit: int = 0
     """Maximum number of images per archive. 0: all."""
     half: Half = "all"
-    """Use only the images of one half of the patients, who are divided by a hash of their ids. choosing: the half for
-    choosing settings; reporting: the half for reporting results."""
+    """Use only the images of one half of the patients, who are divided by a hash of their ids. development: the half
+    for choosing settings; test: the half for reporting results."""
     size: int = 256
     """Height and width, in pixels, at which images and masks are compared."""
 

@@ -42,7 +42,7 @@ class Options:
     """Seed of the phantoms, the initial weights and the augmentation."""
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Folder or URI of an archive with lung masks on which to evaluate the network. May be repeated."""
-    half: Literal["all", "choosing", "reporting"] = "all"
+    half: Literal["all", "development", "test"] = "all"
     """Evaluate only on the images of one half of the patients; see `cxr benchmark align`."""
 
     def __post_init__(self) -> None:
