@@ -8,7 +8,7 @@ A mapping file is YAML or JSON:
       hydrothorax: Pleural effusion  # several words of one finding
     ignore: [Support Devices]        # words that are not findings
     no_finding: [unremarkable]       # words for images without findings
-    unknown_as:                      # uncertain labels of single findings; --unknown-as applies to the others
+    uncertain_as:                    # uncertain labels of single findings; --uncertain-as applies to the others
       Cardiomegaly: positive         # unknown, negative or positive: U-Ignore, U-Zeros, U-Ones (Irvin et al. 2019)
 
 Words are compared by their letters and digits, regardless of case. Other words remain separate findings.
@@ -34,7 +34,7 @@ _VALUES: dict[LabelPolicy, int] = {
     "negative": schema.NEGATIVE,
     "positive": schema.POSITIVE,
 }
-_KEYS = ("findings", "ignore", "no_finding", "unknown_as")
+_KEYS = ("findings", "ignore", "no_finding", "uncertain_as")
 _NO_FINDING = NO_FINDING_WORDS | {"none"}
 _SHOWN = 60  # letters of a value in an error message
 
@@ -46,8 +46,8 @@ class LabelMapping:
     findings: Mapping[str, str] = field(default_factory=dict)  # by word
     ignored: frozenset[str] = frozenset()
     no_finding: frozenset[str] = _NO_FINDING
-    unknown_as: LabelPolicy = "unknown"
-    unknown_as_by_finding: Mapping[str, LabelPolicy] = field(default_factory=dict)  # by the finding's `word_key`
+    uncertain_as: LabelPolicy = "unknown"
+    uncertain_as_by_finding: Mapping[str, LabelPolicy] = field(default_factory=dict)  # by the finding's `word_key`
 
     def finding(self, word: str) -> str | None:
         """The finding that a word means; None if the word is ignored."""
@@ -56,7 +56,7 @@ class LabelMapping:
 
     def uncertain_label(self, finding: str) -> int:
         """The label of an image in which the finding is uncertain."""
-        return _VALUES[self.unknown_as_by_finding.get(word_key(finding), self.unknown_as)]
+        return _VALUES[self.uncertain_as_by_finding.get(word_key(finding), self.uncertain_as)]
 
     def merge(self, labels_NW: np.ndarray, words: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
         """Labels by finding, int8 (N, findings), from labels by word, and the findings in the order of their words.
@@ -75,7 +75,7 @@ class LabelMapping:
         return merged, tuple(finding for finding, _ in by_key.values())
 
 
-def read_mapping(uri: str, unknown_as: LabelPolicy) -> LabelMapping:
+def read_mapping(uri: str, uncertain_as: LabelPolicy) -> LabelMapping:
     """Read a mapping file; without a URI, every word is a finding.
 
     Raises:
@@ -83,7 +83,7 @@ def read_mapping(uri: str, unknown_as: LabelPolicy) -> LabelMapping:
         StorageError: it cannot be read.
     """
     if not uri:
-        return LabelMapping(unknown_as=unknown_as)
+        return LabelMapping(uncertain_as=uncertain_as)
     location = storage.normalize(uri)
     try:
         content = yaml.safe_load(storage.read_bytes(location))  # JSON, too, is YAML
@@ -93,11 +93,11 @@ def read_mapping(uri: str, unknown_as: LabelPolicy) -> LabelMapping:
     if not isinstance(content, dict) or not content or set(content) - set(_KEYS):
         got = ", ".join(map(str, content))[:_SHOWN] if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{location}: expected some of the keys {', '.join(_KEYS)}, got {got or 'none'}: correct it")
-    findings, policies = (_texts_by_text(content, key, location) for key in ("findings", "unknown_as"))
+    findings, policies = (_texts_by_text(content, key, location) for key in ("findings", "uncertain_as"))
     for finding, policy in policies.items():
         if policy not in get_args(LabelPolicy):
             expected = ", ".join(get_args(LabelPolicy))
-            raise UserError(f"{location}: expected {expected} for {finding!r}, got {policy!r}: correct unknown_as")
+            raise UserError(f"{location}: expected {expected} for {finding!r}, got {policy!r}: correct uncertain_as")
     ignored, no_finding = (
         frozenset(map(word_key, _texts(content, key, location))) for key in ("ignore", "no_finding")
     )
@@ -111,7 +111,7 @@ def read_mapping(uri: str, unknown_as: LabelPolicy) -> LabelMapping:
         by_word,
         ignored,
         LabelMapping.no_finding | no_finding,
-        unknown_as,
+        uncertain_as,
         {word_key(finding): cast(LabelPolicy, policy) for finding, policy in policies.items()},
     )
 

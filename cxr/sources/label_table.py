@@ -142,7 +142,7 @@ def read_label_table(labeling: Labeling) -> LabelTable:
         StorageError: it cannot be read.
     """
     location = storage.normalize(labeling.labels)
-    mapping = read_mapping(labeling.label_mapping, labeling.unknown_as)
+    mapping = read_mapping(labeling.label_mapping, labeling.uncertain_as)
     table = read_table(location)
     columns = _recognize(location, table, labeling)
     names = normalized(table[columns.image])

@@ -43,7 +43,7 @@ def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
         manifest = with_boxes(manifest, storage.normalize(labeling.boxes), listed_only=not labeling.labels)
     if labeling.labels:
         manifest = with_label_table(manifest, labeling)
-    elif labeling.label_mapping or labeling.unknown_as != "unknown":
+    elif labeling.label_mapping or labeling.uncertain_as != "unknown":
         manifest = mapped(manifest, labeling)
     if labeling.masks:
         manifest = with_masks(manifest, labeling)

@@ -136,7 +136,7 @@ def labels_note(labels_NF: np.ndarray, findings: Sequence[str]) -> str:
 
 def mapped(manifest: Manifest, labeling: Labeling) -> Manifest:
     """Apply the mapping and the policy for uncertain labels to the labels and boxes of an archive's source."""
-    mapping = read_mapping(labeling.label_mapping, labeling.unknown_as)
+    mapping = read_mapping(labeling.label_mapping, labeling.uncertain_as)
     table, findings = manifest.table, manifest.findings
     known = table[schema.LABELS].is_valid()
     flat = pc.list_flatten(table[schema.LABELS]).to_numpy()

@@ -109,7 +109,7 @@ class Labeling:
     by its name; none: every named finding is positive."""
     blank_as: Literal["unknown", "negative"] = "unknown"
     """Label of a finding that the table leaves blank or does not mention for an image."""
-    unknown_as: LabelPolicy = "unknown"
+    uncertain_as: LabelPolicy = "unknown"
     """Label of a finding that is uncertain (-1) in an image. CheXpert calls these choices U-Ignore, U-Zeros and
     U-Ones."""
     label_mapping: str = ""

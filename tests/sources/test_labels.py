@@ -108,8 +108,8 @@ def test_blanks_and_uncertain_labels(archive: str) -> None:
     unknown = schema.UNKNOWN
     assert labels(given(archive, table)) == {"ward/a.png": [unknown, unknown], "ward/b.dcm": [1, 0]}
     assert labels(given(archive, table, blank_as="negative"))["ward/a.png"] == [0, unknown]
-    assert labels(given(archive, table, unknown_as="positive"))["ward/a.png"] == [unknown, 1]
-    assert labels(given(archive, table, unknown_as="negative"))["ward/a.png"] == [unknown, 0]
+    assert labels(given(archive, table, uncertain_as="positive"))["ward/a.png"] == [unknown, 1]
+    assert labels(given(archive, table, uncertain_as="negative"))["ward/a.png"] == [unknown, 0]
 
 
 def test_an_empty_list_is_unknown_unless_blank_is_negative(archive: str) -> None:
@@ -241,7 +241,7 @@ def test_official_splits_remain_unless_patients_contradict_them(tmp_path: Path) 
 MAPPING = """findings: {Mass: Nodule/Mass, NODULE: Nodule/Mass}
 ignore: [Devices]
 no_finding: [unremarkable]
-unknown_as: {Edema: positive}
+uncertain_as: {Edema: positive}
 """
 
 
@@ -282,7 +282,7 @@ def test_a_policy_applies_to_uncertain_labels_of_a_source(tmp_path: Path, policy
     other = f"{image.replace('1', '2')},Male,60,Frontal,PA,,1.0,,,,1.0,,,,,,,,\n"
     lists = {"train.csv": f"{header}{image},Male,60,Frontal,PA,,,-1.0,1.0,,,,,,,,,,\n{other}"}
     archive = write(tmp_path / "CheXpert-v1.0-small", lists, (image.partition("/")[2],))
-    for labeling in (Labeling(unknown_as=policy), Labeling(labels=f"{archive}/train.csv", unknown_as=policy)):
+    for labeling in (Labeling(uncertain_as=policy), Labeling(labels=f"{archive}/train.csv", uncertain_as=policy)):
         manifest = open_manifest(archive, labeling=labeling)
         assert list(labels(manifest, "Cardiomegaly", "Lung Opacity", "Edema").values()) == [[label, 1, -1]]
 
@@ -336,15 +336,15 @@ def test_mistakes_are_one_line(archive: str, table: str | bytes, options: dict[s
     [
         (
             "finding: {}",
-            r"expected some of the keys .*, unknown_as, got finding: correct it",
+            r"expected some of the keys .*, uncertain_as, got finding: correct it",
         ),
         ("- a", r"expected some of the keys findings, .*, got list"),
         ("a: [", r"expected a YAML or JSON file, got an error"),
         ("findings: [Mass]", r"expected lines 'name: text' in findings, got"),
         ("ignore: Mass", r"expected a list of names in ignore, got 'Mass'"),
         (
-            "unknown_as: {Mass: maybe}",
-            r"expected unknown, negative, positive for 'Mass', got 'maybe': correct unknown_as",
+            "uncertain_as: {Mass: maybe}",
+            r"expected unknown, negative, positive for 'Mass', got 'maybe': correct uncertain_as",
         ),
         (
             "ignore: [Mass]\nfindings: {mass: Nodule}",
