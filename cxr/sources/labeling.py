@@ -47,7 +47,7 @@ def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
         manifest = mapped(manifest, labeling)
     if labeling.masks:
         manifest = with_masks(manifest, labeling)
-    return agreed(manifest, labeling.readers_agree) if labeling.readers_agree > 1 else manifest
+    return agreed(manifest, labeling.min_readers) if labeling.min_readers > 1 else manifest
 
 
 def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:
@@ -207,14 +207,12 @@ def _examples(names: Iterable[str]) -> str:
     return ", ".join(map(repr, islice(names, _EXAMPLES)))
 
 
-def agreed(manifest: Manifest, agree: int) -> Manifest:
+def agreed(manifest: Manifest, min_readers: int) -> Manifest:
     """Labels by the number of readers who marked a finding; labels not given by named readers are unchanged."""
     boxes, extras = (manifest.table[name].to_pylist() for name in (schema.BOXES, schema.EXTRA))
     if not any(box[schema.READER] for of_image in boxes for box in of_image or ()):
-        raise UserError(
-            f"expected boxes with named readers for readers_agree={agree}, got none: omit --readers-agree"
-        )
+        raise UserError("expected boxes with named readers for --min-readers, got none: omit --min-readers")
     labels = np.array(manifest.table[schema.LABELS].to_pylist(), np.int8)
-    labels = labels_column(rater_agreement.agreed(labels, boxes, extras, manifest.findings, agree))
-    note = f"a finding is positive if at least {counted(agree, 'reader')} marked it"
+    labels = labels_column(rater_agreement.agreed(labels, boxes, extras, manifest.findings, min_readers))
+    note = f"a finding is positive if at least {counted(min_readers, 'reader')} marked it"
     return Manifest(replace_column(manifest.table, schema.LABELS, labels), manifest.findings, [*manifest.notes, note])

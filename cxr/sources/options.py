@@ -118,7 +118,7 @@ class Labeling:
     """URI of a file with boxes: COCO JSON, or CSV with the columns of VinBigData or of the RSNA Pneumonia Detection
     Challenge. Its boxes replace those of the archive. Without --labels, its findings also replace the archive's
     labels, and images that it does not list are skipped. Empty: use the archive's own labels and boxes."""
-    readers_agree: int = 1
+    min_readers: int = 1
     """Number of readers who must have marked a finding for its label to be positive."""
     reader_boxes: ReaderBoxes = "wbf"
     """How to combine the boxes of several readers of an image. wbf: fuse overlapping boxes of a finding by weighted
@@ -141,10 +141,10 @@ class Labeling:
         of_masks = [name for name in self.describe() if name.startswith("mask_")]
         if of_masks and not self.masks:
             raise UserError(f"expected --masks with {_option(of_masks[0])}, got none: add it")
-        if self.readers_agree < 1:
-            raise UserError(f"expected readers_agree of at least 1, got {self.readers_agree}: correct it")
-        if self.labels and self.readers_agree > 1:
-            raise UserError("expected --labels or --readers-agree, got both: use one of them")
+        if self.min_readers < 1:
+            raise UserError(f"expected --min-readers of 1 or more, got {self.min_readers}")
+        if self.labels and self.min_readers > 1:
+            raise UserError("expected --labels or --min-readers, got both: use one of them")
         of_labels = [name for name in _OF_LABELS if name in self.describe()]
         if of_labels and not self.labels:
             raise UserError(f"expected --labels with {_option(of_labels[0])}, got none: add it")

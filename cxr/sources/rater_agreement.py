@@ -99,9 +99,9 @@ def agreed(
     rows: Sequence[Sequence[Box] | None],
     extras: Sequence[str | None],
     findings: Sequence[str],
-    agree: int,
+    min_readers: int,
 ) -> np.ndarray:
-    """Make positive labels negative unless at least `agree` readers marked the finding; other labels are unchanged.
+    """Make positive labels negative unless at least `min_readers` readers marked the finding; keep other labels.
 
     A reader marked a finding by drawing a box of it or by being listed under `IMAGE_LABELS` in the image's
     `schema.EXTRA`. Images without named readers, such as those of a consensus, are unchanged.
@@ -117,7 +117,7 @@ def agreed(
             for reader in readers
         }
         votes = Counter(finding for finding, _ in marked)
-        too_few = np.array([votes[finding] < agree for finding in findings], bool)
+        too_few = np.array([votes[finding] < min_readers for finding in findings], bool)
         labels_F[(labels_F == schema.POSITIVE) & too_few] = schema.NEGATIVE
     return result
 

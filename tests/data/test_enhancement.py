@@ -140,8 +140,8 @@ def test_shards_with_another_enhancement_are_rejected(tmp_path: Path) -> None:
 
 def test_labels_of_shards_cannot_be_changed(tmp_path: Path) -> None:
     plain = write_shards(tmp_path / "plain", {"train": 4, "val": 2})
-    given = ArchiveOptions(archive=(plain,), labeling=Labeling(readers_agree=2))
-    with pytest.raises(UserError, match="omit --readers-agree"):
+    given = ArchiveOptions(archive=(plain,), labeling=Labeling(min_readers=2))
+    with pytest.raises(UserError, match="omit --min-readers"):
         check_inputs(PLAIN, given, str(tmp_path / "out"))
 
 

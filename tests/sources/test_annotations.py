@@ -72,18 +72,18 @@ def test_annotations_replace_labels_and_boxes_only(archive: str, file: str) -> N
 
 
 def test_readers_must_agree(archive: str, file: str) -> None:
-    labels = open_manifest(archive, labeling=Labeling(boxes=file, readers_agree=2)).table[schema.LABELS].to_pylist()
+    labels = open_manifest(archive, labeling=Labeling(boxes=file, min_readers=2)).table[schema.LABELS].to_pylist()
     assert [number for number, label in enumerate(labels[0]) if label == 1] == [OPACITY]
     with pytest.raises(UserError, match="expected boxes with named readers"):
-        open_manifest(archive, labeling=Labeling(readers_agree=2))
-    with pytest.raises(UserError, match="readers_agree of at least 1, got 0"):
-        Labeling(readers_agree=0)
+        open_manifest(archive, labeling=Labeling(min_readers=2))
+    with pytest.raises(UserError, match="--min-readers of 1 or more, got 0"):
+        Labeling(min_readers=0)
 
 
 def test_default_labeling_is_empty() -> None:
     assert not Labeling()
     assert Labeling().describe() == {}
-    assert Labeling(boxes="/a", readers_agree=2).describe() == {"boxes": "/a", "readers_agree": 2}
+    assert Labeling(boxes="/a", min_readers=2).describe() == {"boxes": "/a", "min_readers": 2}
 
 
 def test_annotations_in_reports_and_shards(archive: str, file: str, tmp_path: Path) -> None:

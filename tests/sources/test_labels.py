@@ -364,8 +364,8 @@ def test_mistakes_in_mappings_are_one_line(archive: str, text: str, message: str
 def test_dependent_options_are_checked() -> None:
     with pytest.raises(UserError, match="expected --labels with --image-column, got none"):
         Labeling(image_column="file")
-    with pytest.raises(UserError, match="expected --labels or --readers-agree, got both"):
-        Labeling(labels="a.csv", readers_agree=2)
+    with pytest.raises(UserError, match="expected --labels or --min-readers, got both"):
+        Labeling(labels="a.csv", min_readers=2)
     assert Labeling(labels="/a.csv", label_columns=("A", "B")).describe() == {
         "labels": "/a.csv",
         "label_columns": ("A", "B"),

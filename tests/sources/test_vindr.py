@@ -109,8 +109,8 @@ def test_image_labels_without_boxes(tmp_path: Path) -> None:
     assert {row[schema.BOXES] for row in rows_of(manifest).values()} == {None}
 
 
-def test_readers_agree_on_boxes_or_labels_and_a_consensus_is_unchanged(archive: str) -> None:
-    manifest = open_manifest(archive, labeling=Labeling(readers_agree=2))
+def test_min_readers_counts_boxes_or_labels_and_a_consensus_is_unchanged(archive: str) -> None:
+    manifest = open_manifest(archive, labeling=Labeling(min_readers=2))
     assert shown(manifest, "a") == {"Cardiomegaly", "COPD"}
     assert shown(manifest, "t") == {"Nodule/Mass", "Edema", "Other disease"}
 
