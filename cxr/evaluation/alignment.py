@@ -126,7 +126,7 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     lead = coverage(
         len(images.rows),
         images.patients,
-        f"{int(measures.known.sum()):,} with a known pose, {int(images.masked.sum()):,} with a lung mask",
+        f"{int(measures.known.sum()):,} with a ground-truth pose, {int(images.masked.sum()):,} with a lung mask",
         {"with an error": images.images_with_error, "without scores": images.images_without_score},
     )
     print(lead, flush=True)
@@ -227,7 +227,7 @@ def _improvement(measures: Measured, folder: str) -> list[Block]:
     """Histograms of the headline metrics by image."""
     shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if measures.known.any():
-        shown["distance from the known pose, % of the width"] = (
+        shown["distance from the ground-truth pose, % of the width"] = (
             measures.error_before[measures.known],
             measures.error[measures.known],
         )
@@ -261,24 +261,24 @@ def _transforms(measures: Measured, folder: str) -> list[Block]:
     """Distributions of the transforms, beside the known poses where there are any."""
     images, known = measures.images, measures.known
     predicted = _parameters(measures.fitted[known] if known.any() else images.theta)
-    actual = _parameters(images.pose[known]) if known.any() else {}
+    true = _parameters(images.pose[known]) if known.any() else {}
     count = int(alignment.implausible(images.theta).sum())
     low, high = alignment.SCALES
     blocks: list[Block] = [
-        tables.parameter_table(predicted, actual),
+        tables.parameter_table(predicted, true),
         tables.parameter_legend(),
         f"{count:,} of {len(images.rows):,} transforms are implausible: they mirror the image, have a scale outside "
         f"{low:g} to {high:g}, or move its center by more than {alignment.FARTHEST:.0%} of the width.",
         save_picture(
-            tables.distributions_figure(predicted, actual),
+            tables.distributions_figure(predicted, true),
             folder,
             "transforms.png",
-            "Distribution of each part of the predicted transforms" + (" and of the known poses." if actual else "."),
+            f"Distribution of each part of the predicted transforms{' and of the ground-truth poses' * bool(true)}.",
         ),
     ]
-    if actual:
-        caption = "Each part of the predicted transforms against the known pose; a point is an image."
-        blocks.append(save_picture(tables.pose_figure(predicted, actual), folder, "poses.png", caption))
+    if true:
+        caption = "Each part of the predicted transforms against the ground-truth pose; a point is an image."
+        blocks.append(save_picture(tables.pose_figure(predicted, true), folder, "poses.png", caption))
     return blocks
 
 

@@ -163,7 +163,7 @@ def join(scores: AlignmentScores, truth: MaskTruth) -> AlignedImages:
         error = UserError if truth.known.any() or known_pose.any() else NoGroundTruthError
         raise error(
             f"there is nothing to evaluate: {int((truth.known | known_pose).sum()):,} of "
-            f"{counted(len(truth.known), 'image')} of the archive have a known pose or a lung mask, "
+            f"{counted(len(truth.known), 'image')} of the archive have a ground-truth pose or a lung mask, "
             f"{int(present.sum()):,} are in {scores.uri}, and {int(good.sum()):,} were scored without an error. Use "
             f"the archive that was scored, one that has poses or lung masks, or another --split"
         )

@@ -79,11 +79,11 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
 def decision_sections(
     joined: LabeledScores, images: TruthImages, run: Run, options: ReportOptions, out: str, result: dict[str, Any]
 ) -> list[Section]:
-    """Operating points, labels predicted beside actual, and the hardest cases."""
+    """Operating points, labels and predictions, and the hardest cases."""
     folder = storage.join(out, PICTURES)
     return [
         decisions.operating_section(joined, decisions.run_thresholds(run), options, out, result),
-        Section("Labels, predicted and actual", decisions.label_blocks(joined, folder)),
+        Section("Labels and predictions", decisions.label_blocks(joined, folder)),
         decisions.hardest_section(joined, images, run, out, folder, result),
     ]
 

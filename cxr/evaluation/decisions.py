@@ -1,4 +1,4 @@
-"""What reports say about decisions by finding: operating points, labels predicted beside actual, hardest cases."""
+"""What reports say about decisions by finding: operating points, labels and predictions, hardest cases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cxr.metrics.classification import Criterion, OperatingPoint
 from cxr.metrics.localization import Boxes
 from cxr.reporting import classification_pictures, thresholds
 from cxr.reporting.attention import heated
-from cxr.reporting.detection import PREDICTION, TRUTH, distribution_figure
+from cxr.reporting.detection import LABEL, PREDICTION, distribution_figure
 from cxr.reporting.overlays import BoxPair, MaskPair, Message, Overlay, save_overlays
 from cxr.reporting.page import Block, Details, Section, save_picture
 from cxr.reporting.tables import csv_text
@@ -129,15 +129,15 @@ def _plain(point: OperatingPoint) -> dict[str, float]:
 
 
 def label_blocks(joined: LabeledScores, folder: str, value: str = "probability") -> list[Block]:
-    """Pictures of labels predicted beside actual, and of the values of images with and without each finding."""
+    """Pictures of labels beside predictions, and of the values of images with and without each finding."""
     known = joined.labels != UNKNOWN
-    actual = (joined.labels == POSITIVE).sum(0)
+    labeled = (joined.labels == POSITIVE).sum(0)
     predicted = ((joined.predicted_positive == 1) & known).sum(0)
     blocks: list[Block] = []
-    if actual.any() or predicted.any():
+    if labeled.any() or predicted.any():
         title = "Images by finding, among those with a known label"
-        figure = distribution_figure({TRUTH: actual, PREDICTION: predicted}, joined.findings, title, "images")
-        caption = "Number of images in which each finding is present, and in which it is predicted."
+        figure = distribution_figure({LABEL: labeled, PREDICTION: predicted}, joined.findings, title, "images")
+        caption = "Number of images that are labeled with each finding, and of images in which it is predicted."
         blocks.append(save_picture(figure, folder, "labels_predicted.png", caption))
     figure = classification_pictures.separation_figure(joined.findings, joined.probabilities, joined.labels, value)
     if figure is not None:
@@ -231,7 +231,7 @@ def hardest_section(
         maps = heat_maps(run, {image_id: uri for image_id, uri in sources.items() if uri})
     overlays: dict[str, list[Overlay]] = {}
     for kind, some in visible.items():
-        actually = "absent" if kind == FALSE_POSITIVES else "present"
+        label = "absent" if kind == FALSE_POSITIVES else "present"
         plain: list[Overlay] = []
         heat: list[Overlay] = []
         for case in some:
@@ -239,7 +239,7 @@ def hardest_section(
             finding = joined.findings[case.finding]
             said = f"{joined.probabilities[case.image, case.finding]:.{digits}f}"
             pair = draw(case, picture, transform) if draw else None
-            plain.append(Overlay(image_id, f"{finding}, {value} {said}, actually {actually}", picture, pair))
+            plain.append(Overlay(image_id, f"{finding}, {value} {said}, label: {label}", picture, pair))
             if (heat_map := maps.get(image_id)) is not None and finding in heat_map.findings:
                 map_HW = heat_map.on_picture(finding, transform, len(picture))
                 warm = heated(picture, map_HW / max(1e-6, float(map_HW.max())))

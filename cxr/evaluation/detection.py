@@ -163,7 +163,7 @@ def metrics(
     values: dict[str, Any] = {
         "images": summary.images,
         "patients": summary.patients,
-        "true_boxes": int(summary.true.sum()),
+        "ground_truth_boxes": int(summary.true.sum()),
         "predicted_boxes": int(summary.predicted.sum()),
         "findings_measured": len(summary.findings) - len(summary.without_truth),
         "images_with_error": evaluation.images_with_error,
@@ -184,7 +184,7 @@ def metrics(
 
 def _coverage(evaluation: DetectionEvaluation) -> str:
     """How many images were evaluated, and why others were not."""
-    true = counted(len(evaluation.true.image), "true box", "true boxes")
+    true = counted(len(evaluation.true.image), "ground-truth box", "ground-truth boxes")
     boxed = counted(len(np.unique(evaluation.true.image)), "image")
     predicted = counted(len(evaluation.predicted.image), "predicted box", "predicted boxes")
     unknown = evaluation.predictions_of_unknown_findings
@@ -213,9 +213,9 @@ def _labels_legend(limits: BoxLimits) -> str:
 
 def _confusion_legend(limits: BoxLimits) -> str:
     return (
-        f"Predicted boxes with a score {limits.text}, matched one to one with true boxes of any finding at "
-        f"IoU > {VOC_IOUS[0]:g}, the highest IoU first. The row {tables.BACKGROUND!r} counts true boxes that were "
-        f"missed; the column counts predicted boxes that match no true box."
+        f"Predicted boxes with a score {limits.text}, matched one to one with ground-truth boxes of any finding at "
+        f"IoU > {VOC_IOUS[0]:g}, the highest IoU first. The row {tables.BACKGROUND!r} counts ground-truth boxes that "
+        f"were missed; the column counts predicted boxes that match no ground-truth box."
     )
 
 
@@ -259,11 +259,11 @@ def _box_pictures(
         ),
         "boxes_predicted.png": (
             tables.distribution_figure(boxes, names, f"Boxes by finding, scores {limits.text}", "boxes"),
-            "Number of true and predicted boxes of each finding.",
+            "Number of ground-truth and predicted boxes of each finding.",
         ),
         "box_area.png": (
             tables.area_figure(shares, names),
-            "Area of true and predicted boxes, as a share of the image.",
+            "Area of ground-truth and predicted boxes, as a share of the image.",
         ),
     }
     folder, shown = storage.join(out, PICTURES), overlays(evaluation, counted_boxes, truth, options.seed)
@@ -333,10 +333,10 @@ def _hardest(
                 text = f"{evaluation.findings[case.finding]}, {note}"
                 overlays[name].append(Overlay(ids[case.image], text, pictured[0], pair))
     text = (
-        f"{len(false.image):,} predicted boxes match no true box at IoU > {VOC_IOUS[0]:g}, and "
-        f"{len(missed.image):,} true boxes are missed. Shown are false positives with the highest scores, and the "
-        f"largest missed boxes, with all boxes of the same finding in the image. Annotations can be wrong, too. "
-        f"`hardest.csv` lists up to {decisions.LISTED} of each."
+        f"{len(false.image):,} predicted boxes match no ground-truth box at IoU > {VOC_IOUS[0]:g}, and "
+        f"{len(missed.image):,} ground-truth boxes are missed. Shown are false positives with the highest scores, "
+        "and the largest missed boxes, with all boxes of the same finding in the image. Annotations can be wrong, "
+        f"too. `hardest.csv` lists up to {decisions.LISTED} of each."
     )
     caption = "False positives with the highest scores, and the largest missed boxes."
     return Section(

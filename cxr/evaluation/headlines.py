@@ -26,20 +26,20 @@ def _count(title: str, explanation: str = "") -> Headline:
 HEADLINES: dict[str, Headline] = {
     "localization_accuracy_iou10": Headline(
         "Localization accuracy at IoU 0.1",
-        "Share of the findings with a true box for which a predicted box has an IoU of more than 0.1 with a true "
-        "box.",
+        "Share of the findings with a ground-truth box for which a predicted box has an IoU of more than 0.1 with "
+        "one.",
     ),
     "localization_accuracy_iou50": Headline(
         "Localization accuracy at IoU 0.5", "The same at an IoU of more than 0.5."
     ),
     "mean_pointing": Headline(
         "Pointing game",
-        "Share of the findings with a true box for which the center of the highest-scoring box is in a true one.",
+        "Share of the findings with a ground-truth box for which the center of the highest-scoring box is in one.",
     ),
     "map_40": Headline(
         "mAP at IoU > 0.4",
-        "Average precision of boxes, averaged over findings. A predicted box is correct if its IoU with a true box "
-        "is more than 0.4.",
+        "Average precision of boxes, averaged over findings. A predicted box is correct if its IoU with a "
+        "ground-truth box is more than 0.4.",
     ),
     "map_50": Headline("mAP at IoU > 0.5", "The same at an IoU of more than 0.5."),
     "mean_auroc": Headline(
@@ -53,16 +53,20 @@ HEADLINES: dict[str, Headline] = {
     ),
     "mean_froc": Headline(
         "Mean FROC sensitivity",
-        "Share of the true boxes that are detected, averaged over 1/8 to 8 false positives per image and over "
-        "findings.",
+        "Share of the ground-truth boxes that are detected, averaged over 1/8 to 8 false positives per image and "
+        "over findings.",
     ),
     "dice": Headline(
         "Mean Dice",
-        "Overlap of the predicted and the true mask: 1 if they are equal, 0 if they are disjoint. Two empty masks "
-        "count as 1.",
+        "Overlap of the predicted and the ground-truth mask: 1 if they are equal, 0 if they are disjoint. Two empty "
+        "masks count as 1.",
     ),
-    "positive_dice": Headline("Mean Dice where there is a mask", "Over the images whose true mask is not empty."),
-    "iou": Headline("Mean IoU", "Intersection of the predicted and the true mask, as a share of their union."),
+    "positive_dice": Headline(
+        "Mean Dice where there is a mask", "Over the images whose ground-truth mask is not empty."
+    ),
+    "iou": Headline(
+        "Mean IoU", "Intersection of the predicted and the ground-truth mask, as a share of their union."
+    ),
     "hd95_mm": Headline(
         "Distance between outlines, mm",
         "95 % of the points on one outline are at most this far from the other (HD95), averaged over images.",
@@ -81,12 +85,13 @@ HEADLINES: dict[str, Headline] = {
     ),
     "mask_iou": Headline(
         "IoU of lungs after alignment",
-        "Overlap of the true lung masks of two aligned images, averaged over pairs of images.",
+        "Overlap of the ground-truth lung masks of two aligned images, averaged over pairs of images.",
     ),
     "mask_iou_before": Headline("IoU of lungs before alignment", "The same for the original images."),
     "corner_error_pct": Headline(
         "Pose error, % of the width",
-        "Distance of the image's corners from their true positions, after the best-fitting constant transform.",
+        "Distance of the image's corners from their ground-truth positions, after the best-fitting constant "
+        "transform.",
         1,
         share=False,
     ),

@@ -96,7 +96,7 @@ def _labeled(scores: classification_data.ClassificationScores, truth: BoxTruth) 
 
 def _coverage(evaluation: LocalizationEvaluation) -> str:
     """How many images were evaluated, and why others were not."""
-    true = counted(len(evaluation.true.image), "true box", "true boxes")
+    true = counted(len(evaluation.true.image), "ground-truth box", "ground-truth boxes")
     boxed = counted(len(np.unique(evaluation.true.image)), "image")
     predicted = counted(len(evaluation.predicted.image), "predicted box", "predicted boxes")
     lead = coverage(
@@ -107,7 +107,7 @@ def _coverage(evaluation: LocalizationEvaluation) -> str:
     )
     if evaluation.pairs_not_scored:
         lead += f" {counted(evaluation.pairs_not_scored, 'image')} with a box of a finding that was not scored."
-    return lead + (f" No true box of {', '.join(evaluation.left_out)}." if evaluation.left_out else "")
+    return lead + (f" No ground-truth box of {', '.join(evaluation.left_out)}." if evaluation.left_out else "")
 
 
 def _localization_sections(
@@ -145,7 +145,7 @@ def _localization_sections(
         area_figure(areas_of, evaluation.findings),
         folder,
         "box_area.png",
-        "Area of true and predicted boxes, as a share of the image.",
+        "Area of ground-truth and predicted boxes, as a share of the image.",
     )
     accuracy = [tables.accuracy_table(own, rates, measure) for measure in MEASURES]
     missed = [tables.false_positives_table(own, rates), tables.legend(own, options.resamples)]

@@ -52,7 +52,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> Content
         overlays(evaluation, scores, truth),
         storage.join(out, PICTURES),
         "masks.png",
-        "The worst, best and middle images of those with a true or predicted mask.",
+        "The worst, best and middle images of those with a ground-truth or predicted mask.",
     )
     legend = tables.summary_legend(truth.resolution, options.resamples, counts)
     worst = [tables.worst_table(listed), "Ranks are those of `images.csv`.", *written]
@@ -70,7 +70,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> Content
 
 
 def _distributions(evaluation: SegmentationEvaluation, folder: str) -> list[Picture]:
-    """Pictures of the Dice of all images, and of the areas of masks predicted beside actual."""
+    """Pictures of the Dice of all images, and of the areas of masks predicted beside ground truth."""
     true, dice = evaluation.overlap[:, TRUE].numpy(), segmentation.dice(evaluation.overlap).numpy()
     written = [
         save_picture(
@@ -83,9 +83,7 @@ def _distributions(evaluation: SegmentationEvaluation, folder: str) -> list[Pict
     pixels = evaluation.overlap[:, PIXELS].numpy()
     shares = evaluation.overlap[:, PREDICTED].numpy() / pixels, true / pixels
     if any(of.any() for of in shares):
-        caption = (
-            "Areas of masks that are not empty: distributions, and predicted against actual; a point is an image."
-        )
+        caption = "Areas of masks that are not empty: distributions, and predicted against ground truth."
         written.append(save_picture(tables.area_figure(*shares), folder, "areas.png", caption))
     return written
 
@@ -188,7 +186,7 @@ def image_counts(evaluation: SegmentationEvaluation) -> dict[str, int]:
         "hd95_one_empty": evaluation.one_empty,
         "images_with_error": evaluation.images_with_error,
         "images_without_score": evaluation.images_without_score,
-        "images_without_truth": evaluation.images_without_truth,
+        "images_without_ground_truth": evaluation.images_without_truth,
         "images_refused": sum(evaluation.rejected.values()),
     }
 
@@ -199,11 +197,11 @@ def _coverage(evaluation: SegmentationEvaluation) -> str:
     return coverage(
         len(evaluation.rows),
         evaluation.patients,
-        f"{positives} with a true mask that is not empty",
+        f"{positives} with a ground-truth mask that is not empty",
         {
             "with an error": evaluation.images_with_error,
             "without scores": evaluation.images_without_score,
-            "without a known true mask": evaluation.images_without_truth,
+            "without a ground-truth mask": evaluation.images_without_truth,
             **{f"with a mask that cannot be compared ({reason})": n for reason, n in evaluation.rejected.items()},
         },
     )
@@ -217,7 +215,7 @@ def image_rows(evaluation: SegmentationEvaluation, truth: MaskTruth) -> list[dic
         "hd95_px": evaluation.hd95_px.tolist(),
         "hd95_mm": evaluation.hd95_mm.tolist(),
         "predicted_px": evaluation.overlap[:, PREDICTED].tolist(),
-        "true_px": evaluation.overlap[:, TRUE].tolist(),
+        "ground_truth_px": evaluation.overlap[:, TRUE].tolist(),
         "probability": evaluation.probabilities.tolist(),
     }
     return [

@@ -432,7 +432,7 @@ class AttendTask(ClassifierTask):
         heated = np.stack([attention.heated(image_HW, heat_hw) for image_HW, heat_hw in pairs]) / 255
         aligned = self.attention.aligner is not None
         rows = {
-            "true boxes": outlined_boxes(images, batch[schema.BOXES][..., 1:], TRUTH_COLOR).numpy() / 255,
+            "ground-truth boxes": outlined_boxes(images, batch[schema.BOXES][..., 1:], TRUTH_COLOR).numpy() / 255,
             "predicted boxes of the top-scoring finding": outlined_boxes(images, on_images).numpy() / 255,
             **({"the same boxes, aligned": outlined_boxes(x, on_aligned).numpy() / 255} if aligned else {}),
             f"attention{' on the aligned images' if aligned else ''}": heated,

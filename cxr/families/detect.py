@@ -414,7 +414,7 @@ class DetectTask(Task):
         predicted = f"predicted boxes with a score of {SHOWN_SCORE:g} or more"
         rows = {
             "image": x[:, 0].cpu().numpy(),
-            "true boxes": outlined_boxes(x, true[..., 1:], TRUTH_COLOR).numpy() / 255,
+            "ground-truth boxes": outlined_boxes(x, true[..., 1:], TRUTH_COLOR).numpy() / 255,
             predicted: outlined_boxes(x, shown_boxes(boxes)).numpy() / 255,
         }
         figure = figures.picture_rows(rows, [image_ids[int(i)] for i in order])

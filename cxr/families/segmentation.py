@@ -400,7 +400,7 @@ class SegmentationTask(Task):
         p, _ = self.recipe.probabilities(self.network, x)
         rows = {
             "image": x[:, 0],
-            "true mask": outlined_masks(x, mask, TRUTH_COLOR) / 255,
+            "ground-truth mask": outlined_masks(x, mask, TRUTH_COLOR) / 255,
             "predicted mask": outlined_masks(x, predicted_masks(self.network, p)) / 255,
         }
         shown = {name: images.cpu().numpy() for name, images in rows.items()}

@@ -23,8 +23,8 @@ PARAMETERS = {
 }
 """Name, unit and digits of what `metrics.alignment.parameters` returns."""
 HEADLINES = {
-    "corner_error_pct": ("distance of the corners from the known pose, % of the width", 2),
-    "mask_iou": ("IoU of the true lung masks of two images, mean over pairs", 3),
+    "corner_error_pct": ("distance of the corners from the ground-truth pose, % of the width", 2),
+    "mask_iou": ("IoU of the ground-truth lung masks of two images, mean over pairs", 3),
     "group_correlation": ("correlation of an image with the mean image", 3),
 }
 """Name and digits of each metric that is measured before and after alignment."""
@@ -54,21 +54,21 @@ def legend(resamples: int, size: int) -> str:
     """Explains `headline_table`."""
     return (
         f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
-        "images. An aligner's choice of the common frame is arbitrary. The distance from the known pose is therefore "
-        "measured after the constant transform that fits best was applied; the other metrics are measured after the "
-        f"mean transform was removed, so that zooming in does not improve them. Masks are compared at {size} x "
-        f"{size} px. The correlation is that of contrast-normalized images."
+        "images. An aligner's choice of the common frame is arbitrary. The distance from the ground-truth pose is "
+        "therefore measured after the constant transform that fits best was applied; the other metrics are measured "
+        "after the mean transform was removed, so that zooming in does not improve them. Masks are compared at "
+        f"{size} x {size} px. The correlation is that of contrast-normalized images."
     )
 
 
-def parameter_table(predicted: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Table:
+def parameter_table(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray]) -> Table:
     """The distribution of each part of the transforms, and of the known poses if there are any."""
     rows = []
     for name, (title, unit, digits) in PARAMETERS.items():
-        for kind, of in (("predicted", predicted), ("actual", actual)):
+        for kind, of in (("predicted", predicted), ("ground truth", true)):
             if name in of and len(of[name]):
                 values = np.quantile(of[name], list(_QUANTILES.values())).tolist()
-                label = f"{title}, {kind}" if actual else title
+                label = f"{title}, {kind}" if true else title
                 rows.append([label, unit, *(number(value, digits) for value in values)])
     return Table(["part of the transform", "unit", *_QUANTILES], rows)
 
@@ -82,22 +82,22 @@ def parameter_legend() -> str:
     )
 
 
-def distributions_figure(predicted: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Figure:
+def distributions_figure(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray]) -> Figure:
     """A histogram for each part of the transforms; the known poses as a line."""
     figure = figures.new_figure(11, 2.7)
     axes = figure.subplots(1, len(PARAMETERS))
     for ax, (name, (title, unit, _)) in zip(axes, PARAMETERS.items(), strict=True):
-        both = [of[name] for of in (predicted, actual) if name in of and len(of[name])]
+        both = [of[name] for of in (predicted, true) if name in of and len(of[name])]
         low, high = _limits(np.concatenate(both))
         bins = np.linspace(low, high, _BINS + 1)
         ax.hist(predicted[name], bins, color=palette.PREDICTION, alpha=0.6, label="predicted")
         if len(both) == 2:
-            ax.hist(actual[name], bins, histtype="step", color=palette.TRUTH, linewidth=1.6, label="actual")
+            ax.hist(true[name], bins, histtype="step", color=palette.TRUTH, linewidth=1.6, label="ground truth")
         ax.set_title(title, fontsize=9)
         ax.set_xlabel(unit, fontsize=7.5)
         _tidy(ax)
     axes[0].set_ylabel("images", fontsize=8)
-    if actual:
+    if true:
         figure.legend(
             *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8, frameon=False
         )
@@ -111,17 +111,17 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def pose_figure(predicted: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Figure:
+def pose_figure(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray]) -> Figure:
     """Each part of the transforms against the known poses; a perfect aligner lies on the dashed line."""
     figure = figures.new_figure(11, 2.7)
     axes = figure.subplots(1, len(PARAMETERS))
     for ax, (name, (title, unit, _)) in zip(axes, PARAMETERS.items(), strict=True):
-        ends = _limits(np.concatenate([predicted[name], actual[name]]))
+        ends = _limits(np.concatenate([predicted[name], true[name]]))
         ax.plot(ends, ends, color=palette.NEUTRAL, linewidth=0.8, linestyle="--")
-        ax.plot(actual[name], predicted[name], ".", color=palette.MODEL, markersize=3.5, alpha=0.6)
+        ax.plot(true[name], predicted[name], ".", color=palette.MODEL, markersize=3.5, alpha=0.6)
         ax.set(xlim=ends, ylim=ends, aspect="equal")
         ax.set_title(title, fontsize=9)
-        ax.set_xlabel(f"actual, {unit}", fontsize=7.5)
+        ax.set_xlabel(f"ground truth, {unit}", fontsize=7.5)
         _tidy(ax)
     axes[0].set_ylabel("predicted", fontsize=8)
     return figure

@@ -17,14 +17,14 @@ from cxr.reporting.tables import Table, csv_text, interval, number
 from cxr.wording import counted
 
 BACKGROUND = "background"
-TRUTH, PREDICTION = "truth", "prediction"  # what counts and areas are of
-_COLORS = {TRUTH: palette.TRUTH, PREDICTION: palette.PREDICTION}
+TRUTH, LABEL, PREDICTION = "ground truth", "label", "prediction"  # what counts and areas are of
+_COLORS = {TRUTH: palette.TRUTH, LABEL: palette.TRUTH, PREDICTION: palette.PREDICTION}
 
 
 def precision_table(summary: DetectionSummary) -> Table:
     """One row for each finding, and their means."""
     head = ["finding", *(f"AP at IoU > {iou:g} (95 %)" for iou in VOC_IOUS), "AP, COCO", "highest F1", "at score"]
-    head += ["true boxes", "images with one", "predicted boxes", "note"]
+    head += ["ground-truth boxes", "images with one", "predicted boxes", "note"]
     rows = [
         [
             finding,
@@ -44,7 +44,7 @@ def precision_table(summary: DetectionSummary) -> Table:
 
 def _note(images: int) -> str:
     if not images:
-        return "no true box"
+        return "no ground-truth box"
     return "" if images >= FEW else f"{counted(images, 'image')}: too few to trust the interval"
 
 
@@ -53,20 +53,20 @@ def precision_legend(summary: DetectionSummary, resamples: int) -> str:
     left = ", ".join(summary.without_truth)
     return (
         "AP is the area under the precision-recall curve (all points, PASCAL VOC 2010): in descending order of "
-        "score, each predicted box is matched to the true box with which it has the highest IoU, and is a true "
-        "positive if the IoU exceeds the threshold and that true box is not matched yet. AP of COCO is the mean over "
+        "score, each predicted box is matched to the ground-truth box with which it has the highest IoU, and is a "
+        "true positive if the IoU exceeds the threshold and that box is not matched yet. AP of COCO is the mean over "
         f"IoU .5 to .95 of the precision at 101 recalls. The highest F1 is that of the best score threshold at IoU > "
         f"{VOC_IOUS[0]:g}; it is optimistic, since the threshold is chosen on the same images. "
         f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
-        f"images. Means are over the findings with true boxes{f' (none of {left})' if left else ''}."
+        f"images. Means are over the findings with ground-truth boxes{f' (none of {left})' if left else ''}."
     )
 
 
 def write_findings(summary: DetectionSummary, out: str) -> str:
     """Write all metrics as OUT/boxes.csv, one row for each finding and the mean; returns its URI."""
     rows = [_csv_row(summary, f, finding) for f, finding in enumerate(summary.findings)]
-    mean: dict[str, Any] = {"finding": "mean", "true_boxes": int(summary.true.sum())}
-    mean |= {"true_images": int(summary.true_images.sum()), "predicted_boxes": int(summary.predicted.sum())}
+    mean: dict[str, Any] = {"finding": "mean", "ground_truth_boxes": int(summary.true.sum())}
+    mean |= {"ground_truth_images": int(summary.true_images.sum()), "predicted_boxes": int(summary.predicted.sum())}
     for iou in VOC_IOUS:
         of, name = summary.voc[iou], f"ap_{100 * iou:.0f}"
         mean |= {name: of.mean, f"{name}_low": of.mean_low, f"{name}_high": of.mean_high}
@@ -78,8 +78,8 @@ def write_findings(summary: DetectionSummary, out: str) -> str:
 
 
 def _csv_row(summary: DetectionSummary, f: int, finding: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"finding": finding, "true_boxes": int(summary.true[f])}
-    row |= {"true_images": int(summary.true_images[f]), "predicted_boxes": int(summary.predicted[f])}
+    row: dict[str, Any] = {"finding": finding, "ground_truth_boxes": int(summary.true[f])}
+    row |= {"ground_truth_images": int(summary.true_images[f]), "predicted_boxes": int(summary.predicted[f])}
     for iou in VOC_IOUS:
         of, name = summary.voc[iou], f"ap_{100 * iou:.0f}"
         values = (of.value[f], of.low[f], of.high[f])
@@ -97,7 +97,7 @@ def confusion_table(counts: np.ndarray, findings: Sequence[str]) -> Table:
     """Rows are predicted findings, columns are true findings."""
     names = [*findings, BACKGROUND]
     rows = [[name, *(f"{value:,}" for value in line)] for name, line in zip(names, counts.tolist(), strict=True)]
-    return Table(["predicted \\ true", *names], rows)
+    return Table(["predicted \\ ground truth", *names], rows)
 
 
 def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
@@ -114,7 +114,7 @@ def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=6, color=shade)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set_xlabel("true finding", fontsize=8)
+    axes.set_xlabel("ground-truth finding", fontsize=8)
     axes.set_ylabel("predicted finding", fontsize=8)
     axes.set_title("Confusion matrix of boxes; shades are shares of a column", fontsize=9)
     return figure
@@ -141,7 +141,7 @@ def curves_figure(summary: DetectionSummary) -> Figure:
 
 def froc_table(summary: DetectionSummary) -> Table:
     """Sensitivity of each finding at FROC_RATES false positives per image, and the means over findings."""
-    head = ["finding", *(f"{rate:g} per image" for rate in FROC_RATES), "mean", "true boxes"]
+    head = ["finding", *(f"{rate:g} per image" for rate in FROC_RATES), "mean", "ground-truth boxes"]
     rates_FR = summary.froc
     rows = [
         [finding, *map(number, rates_FR[f].tolist()), number(float(rates_FR[f].mean())), f"{summary.true[f]:,}"]
@@ -155,9 +155,9 @@ def froc_table(summary: DetectionSummary) -> Table:
 def froc_legend() -> str:
     """Explains `froc_table`."""
     return (
-        "FROC: sensitivity, i.e. the share of the true boxes of a finding that are detected, at the score threshold "
-        "with the given number of false positives of that finding per evaluated image. A box is detected if a "
-        f"predicted box overlaps it at IoU > {VOC_IOUS[0]:g}."
+        "FROC: sensitivity, i.e. the share of the ground-truth boxes of a finding that are detected, at the score "
+        "threshold with the given number of false positives of that finding per evaluated image. A box is detected "
+        f"if a predicted box overlaps it at IoU > {VOC_IOUS[0]:g}."
     )
 
 
@@ -181,7 +181,7 @@ def froc_figure(summary: DetectionSummary) -> Figure:
         [lowest, *FROC_RATES], [f"1/{1 / rate:g}" if rate < 1 else f"{rate:g}" for rate in (lowest, *FROC_RATES)]
     )
     axes.set(xlim=(lowest, highest), ylim=(0, 1.02), xlabel="false positives of the finding per image, log scale")
-    axes.set_ylabel("sensitivity (share of the true boxes)")
+    axes.set_ylabel("sensitivity (share of the ground-truth boxes)")
     axes.grid(color=palette.GRID)
     axes.set_title(f"FROC at IoU > {VOC_IOUS[0]:g}, with the mean sensitivity", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -79,17 +79,17 @@ def legend(rates: LocalizationRates, resamples: int) -> str:
         else ""
     )
     return (
-        "A finding with a true box in an image is localized at T(IoU) if one of its predicted boxes has an "
-        "intersection over union (IoU) above T with one of its true boxes. It is localized at T(IoBB) if the "
+        "A finding with a ground-truth box in an image is localized at T(IoU) if one of its predicted boxes has an "
+        "intersection over union (IoU) above T with one of its ground-truth boxes. It is localized at T(IoBB) if the "
         "intersection is more than T of the area of the predicted box (Wang et al. 2017). Boxes of any score count. "
         "False positives per image: the number of predicted boxes without such an overlap, divided by the number of "
-        "images in which all boxes of the finding are known. These are the images with a true box of the finding, "
-        "and those labeled as not showing it. Pointing game: share of images in which the center of the box with "
-        "the highest score lies in a true box. The baseline `random` predicts one box per image and finding, with "
-        "the size of a training box, at a random position; `center` predicts the mean training box. Without "
-        "training boxes, the sides of `random` are 1/16 to 1/2 of the image, and `center` is the middle half of the "
-        f"image. Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of "
-        f"their images.{trust}\n"
+        "images in which all boxes of the finding are known. These are the images with a ground-truth box of the "
+        "finding, and those labeled as not showing it. Pointing game: share of images in which the center of the box "
+        "with the highest score lies in a ground-truth box. The baseline `random` predicts one box per image and "
+        "finding, with the size of a training box, at a random position; `center` predicts the mean training box. "
+        "Without training boxes, the sides of `random` are 1/16 to 1/2 of the image, and `center` is the middle half "
+        f"of the image. Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all "
+        f"of their images.{trust}\n"
     )
 
 

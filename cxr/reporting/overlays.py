@@ -216,7 +216,7 @@ def _legend(rows: Mapping[str, Sequence[Overlay]]) -> list[Line2D]:
     drawn = (overlay.pair for shown in rows.values() for overlay in shown)
     pairs = [pair for pair in drawn if isinstance(pair, (MaskPair, BoxPair))]
     known = any(pair.truth is not None for pair in pairs)
-    colors = ({"truth": TRUTH} if known else {}) | ({"prediction": PREDICTION} if pairs else {})
+    colors = ({"ground truth": TRUTH} if known else {}) | ({"prediction": PREDICTION} if pairs else {})
     return [Line2D([], [], color=color, lw=2, label=name) for name, color in colors.items()]
 
 

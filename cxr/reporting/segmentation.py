@@ -27,7 +27,7 @@ def summary_table(predicted: Mapping[str, float], intervals: Mapping[str, MeanIn
 _TITLES = {
     "dice": "mean Dice (two empty masks count as 1)",
     "empty_prediction_dice": "mean Dice if all predicted masks were empty",
-    "positive_dice": "mean Dice of images with a true mask",
+    "positive_dice": "mean Dice of images with a ground-truth mask",
     "iou": "mean IoU (two empty masks count as 1)",
     "mean_iou": "mean IoU of background and target, over all pixels",
     "pixel_accuracy": "pixel accuracy",
@@ -52,17 +52,17 @@ def summary_legend(resolution: str, resamples: int, counts: Mapping[str, int]) -
     return (
         f"Masks are compared at {resolution}. Intervals are percentile intervals of {resamples:,} bootstrap "
         "resamples of patients with all of their images. Compare mean Dice with that of empty masks, which is the "
-        "share of images without a true mask. Mean IoU over all pixels is that of Long et al. (2015). HD95 is the "
-        f"larger of the two 95th percentiles of the distances between the outlines. It is a mean over the {measured} "
-        f"images in which neither mask is empty; in millimeters, over the {in_mm} of them with a known pixel "
-        f"spacing. It does not include {one_empty} images in which only one of the masks is empty. A dash marks a "
-        "metric that cannot be measured."
+        "share of images without a ground-truth mask. Mean IoU over all pixels is that of Long et al. (2015). HD95 "
+        "is the larger of the two 95th percentiles of the distances between the outlines. It is a mean over the "
+        f"{measured} images in which neither mask is empty; in millimeters, over the {in_mm} of them with a known "
+        f"pixel spacing. It does not include {one_empty} images in which only one of the masks is empty. A dash "
+        "marks a metric that cannot be measured."
     )
 
 
 def dice_figure(dice_N: np.ndarray, positive_N: np.ndarray) -> Figure:
     """Histogram of the Dice of the images with a true mask, and of those without, if there are any."""
-    kinds = {"with a true mask": positive_N, "without": ~positive_N}
+    kinds = {"with a ground-truth mask": positive_N, "without": ~positive_N}
     shown = {name: dice_N[of] for name, of in kinds.items() if of.any()}
     figure = new_figure(4.2 * len(shown) + 0.2, 2.8)
     for ax, (name, values) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
@@ -78,7 +78,7 @@ def dice_figure(dice_N: np.ndarray, positive_N: np.ndarray) -> Figure:
 
 
 def area_figure(predicted_N: np.ndarray, true_N: np.ndarray) -> Figure:
-    """Areas of masks that are not empty, as shares of the image: distributions, and predicted against actual."""
+    """Areas of masks that are not empty, as shares of the image: distributions; predicted against ground truth."""
     figure = new_figure(8.6, 3.2)
     bars, points = figure.subplots(1, 2)
     both = np.concatenate([predicted_N[predicted_N > 0], true_N[true_N > 0]])
@@ -86,7 +86,7 @@ def area_figure(predicted_N: np.ndarray, true_N: np.ndarray) -> Figure:
     within_a_decade = high - low < 1.5  # in which the axis may have no power of ten
     bins = np.logspace(low, high, 26)
     bars.hist(predicted_N[predicted_N > 0], bins, color=palette.PREDICTION, alpha=0.6, label="prediction")
-    bars.hist(true_N[true_N > 0], bins, histtype="step", color=palette.TRUTH, linewidth=1.6, label="truth")
+    bars.hist(true_N[true_N > 0], bins, histtype="step", color=palette.TRUTH, linewidth=1.6, label="ground truth")
     bars.set_ylabel("images", fontsize=8)
     bars.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     bars.legend(fontsize=7, frameon=False)
@@ -95,7 +95,7 @@ def area_figure(predicted_N: np.ndarray, true_N: np.ndarray) -> Figure:
     points.plot(true_N[common], predicted_N[common], ".", color=palette.MODEL, markersize=4, alpha=0.6)
     points.set(xlim=(10**low, 10**high), ylim=(10**low, 10**high), yscale="log", aspect="equal")
     points.set_ylabel("area of the predicted mask", fontsize=8)
-    names = ("area of the mask, share of the image", "area of the true mask")
+    names = ("area of the mask, share of the image", "area of the ground-truth mask")
     for ax, name in zip((bars, points), names, strict=True):
         ax.set_xscale("log")
         ax.set_xlabel(f"{name}, log scale", fontsize=8)
@@ -111,7 +111,7 @@ def area_figure(predicted_N: np.ndarray, true_N: np.ndarray) -> Figure:
 
 def gain_table(gains: Mapping[str, MeanInterval]) -> Table:
     """Difference between two runs on the same images, with intervals by patient."""
-    named = {"dice_gain": "mean Dice", "positive_dice_gain": "mean Dice of images with a true mask"}
+    named = {"dice_gain": "mean Dice", "positive_dice_gain": "mean Dice of images with a ground-truth mask"}
     rows = [[named[name], interval(gain.value, gain.low, gain.high)] for name, gain in gains.items()]
     return Table(["difference", "this run minus the other (95 %)"], rows)
 
@@ -125,7 +125,7 @@ def write_images(rows: Sequence[Mapping[str, Any]], out: str) -> str:
 
 def worst_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The first of the rows that `write_images` takes."""
-    head = ["rank", "image", "Dice", "IoU", "HD95, px", "predicted, px", "true, px"]
+    head = ["rank", "image", "Dice", "IoU", "HD95, px", "predicted, px", "ground truth, px"]
     cells = [
         [
             str(row["rank"]),
@@ -134,7 +134,7 @@ def worst_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             number(row["iou"]),
             number(row["hd95_px"], 1),
             f"{row['predicted_px']:,}",
-            f"{row['true_px']:,}",
+            f"{row['ground_truth_px']:,}",
         ]
         for row in rows[:_WORST]
     ]

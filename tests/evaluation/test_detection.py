@@ -108,7 +108,7 @@ def test_boxes_that_the_readers_agreed_on_are_perfect_predictions(
     result = reports.report(run, ALL, str(tmp_path / "report"))
     metrics = result["metrics"]
     assert [metrics[name] for name in ("map_40", "map_40_low", "map_50", "map_50_95")] == pytest.approx([1] * 4)
-    assert metrics["true_boxes"] == metrics["predicted_boxes"] == sum(map(len, truth.values()))
+    assert metrics["ground_truth_boxes"] == metrics["predicted_boxes"] == sum(map(len, truth.values()))
     assert (metrics["images"], metrics["images_without_boxes"], metrics["mean_f1"]) == (len(truth), 0, 1)
     assert {Path(uri).name for uri in result["pictures"]} == {
         *("box_precision_recall.png", "confusion.png", "labels.png", "labels_predicted.png", "boxes_predicted.png"),
@@ -135,8 +135,8 @@ def test_ground_truth_may_be_the_union_or_the_majority_of_readers(
     fused = [
         getattr(rater_agreement, how)(*rater_agreement.arrays(row[schema.BOXES] or [], FINDINGS), 3) for row in rows
     ]
-    assert result["true_boxes"] == sum(len(of.scores) for of in fused)
-    assert result["true_boxes"] > least * result["predicted_boxes"]
+    assert result["ground_truth_boxes"] == sum(len(of.scores) for of in fused)
+    assert result["ground_truth_boxes"] > least * result["predicted_boxes"]
     assert result["images"] == len(truth)
     assert result["map_40"] < 1
 

@@ -153,7 +153,7 @@ def test_the_job_evaluates_boxes_and_labels(raw: str, images: Rows, tmp_path: Pa
     page = Path(result["report"]).read_text()
     assert f"{pairs_of(scored, 'Cardiomegaly')} images with a box of a finding that was not scored" in page
     assert "2 images with an error" in page
-    assert "No true box of Hernia." in page
+    assert "No ground-truth box of Hernia." in page
     assert "## Classification of the 38 images with labels" in page
     assert all(cv2.imread(uri) is not None and f"(pictures/{Path(uri).name})" in page for uri in result["pictures"])
     assert {Path(uri).stem for uri in result["pictures"]} == PICTURES

@@ -131,7 +131,7 @@ def test_a_perfect_network_has_an_average_precision_of_one(
         options = ReportOptions(archive=truth, split="all", resamples=5)
         metrics: dict[str, Any] = reports.report(run, options, str(tmp_path / "out"))["metrics"]
         assert [metrics[name] for name in ("map_40", "map_50", "map_50_95")] == pytest.approx([1] * 3)
-        assert (metrics["true_boxes"], metrics["predicted_boxes"]) == (3, 3)
+        assert (metrics["ground_truth_boxes"], metrics["predicted_boxes"]) == (3, 3)
         results.append(metrics)
     assert results[0] == results[1]
 

@@ -148,7 +148,7 @@ COUNTS = {
     "patients": 4,
     "images_with_error": 1,
     "images_without_score": 1,
-    "images_without_truth": 2,
+    "images_without_ground_truth": 2,
     "images_refused": 1,
 }
 
@@ -177,8 +177,11 @@ def test_the_job_evaluates_masks_and_counts_the_rest(run: str, tmp_path: Path) -
     assert kinds == ["kind", "false positive"]
     assert metrics["dice_low"] < metrics["dice"] < metrics["dice_high"]
     page = Path(result["report"]).read_text()
-    assert "7 images of 4 patients evaluated: 4 images with a true mask that is not empty. Left out: 1 image" in page
-    assert "2 images without a known true mask, 1 image with a mask that cannot be compared (" in page
+    assert (
+        "7 images of 4 patients evaluated: 4 images with a ground-truth mask that is not empty. Left out: 1 image"
+        in page
+    )
+    assert "2 images without a ground-truth mask, 1 image with a mask that cannot be compared (" in page
     assert "mean Dice if all predicted masks were empty" in page
     assert all(cv2.imread(uri) is not None and f"(pictures/{Path(uri).name})" in page for uri in result["pictures"])
 
@@ -189,7 +192,7 @@ def test_the_table_of_images_starts_with_the_worst(run: str, tmp_path: Path) -> 
     assert [row["image_id"] for row in table][:5] == [name_of(image) for image in wanted][:5]
     assert [float(row["dice"]) for row in table] == pytest.approx([dice_of(image) for image in wanted])
     assert table[0]["hd95_px"] == ""
-    assert (int(table[0]["predicted_px"]), int(table[0]["true_px"])) == (40, 0)
+    assert (int(table[0]["predicted_px"]), int(table[0]["ground_truth_px"])) == (40, 0)
 
 
 def test_shards_contain_the_same_masks(raw: str, run: str, tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def test_shards_contain_the_same_masks(raw: str, run: str, tmp_path: Path) -> No
     stored = write_shards(tmp_path / "shards", raw, SIDE)
     result = reports.report(run, ReportOptions(archive=stored, split="all", resamples=5), str(tmp_path / "by_shards"))
     metrics = result["metrics"]
-    assert (metrics.pop("images_refused"), metrics.pop("images_without_truth")) == (0, 3)  # it was rejected
+    assert (metrics.pop("images_refused"), metrics.pop("images_without_ground_truth")) == (0, 3)  # it was rejected
     assert metrics.pop("hd95_mm") == pytest.approx(by_raw["hd95_px"] / 2)
     assert metrics.pop("hd95_mm_images") == 4
     assert metrics == {name: by_raw[name] for name in metrics}
@@ -232,7 +235,7 @@ def test_lungs_are_evaluated_with_lung_masks(raw: str, tmp_path: Path) -> None:
     lungs = write_run(tmp_path / "lungs", raw, found, family="lungs")
     metrics = reports.report(lungs, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))["metrics"]
     assert (metrics["images"], metrics["dice"], metrics["empty_prediction_dice"]) == (10, 1, 0)
-    assert metrics["images_without_truth"] == 2
+    assert metrics["images_without_ground_truth"] == 2
 
 
 def test_two_runs_are_compared_on_the_images_that_both_have_scored(raw: str, run: str, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def picture(results: Sequence[SegmentationResult]) -> Figure:
     panels[0].set_ylim(-0.6, len(order) - 0.4)
     titles = (
         "mean Dice (95 %); dashed: only empty masks",
-        "of images with a true mask (95 %)",
+        "of images with a ground-truth mask (95 %)",
         "forward, ms",
     )
     for axes, title in zip(panels, titles, strict=True):
