@@ -13,6 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import (
@@ -38,6 +39,7 @@ from cxr.runtime import console, lease, provenance
 from cxr.runtime.interrupt import Interruption
 
 _APPENDS = set(get_args(tyro.conf.UseAppendAction[int])[1:])  # how tyro marks an option that can be repeated
+_NO_VALUE = ("None", "''", "")  # how tyro shows defaults without a value
 DONE, FAILED, MISUSED = 0, 1, 2
 
 
@@ -121,7 +123,7 @@ def parse(
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(MISUSED)
     if defaults and {"-h", "--help"} & {*arguments}:
-        _join_help_lines(defaults["default"])
+        _write_help(defaults["default"])
     try:
         return tyro.cli(
             cast(Any, Command)[options_type],
@@ -136,18 +138,30 @@ def parse(
         sys.exit(MISUSED)
 
 
-def _join_help_lines(options: Any) -> None:
-    """Make the help of each option one paragraph. tyro keeps the line breaks of docstrings that are indented."""
+def _write_help(options: Any) -> None:
+    """Make the help of each option one paragraph, which ends in its default unless the text says what that means.
+
+    tyro keeps the line breaks of docstrings that are indented, and shows defaults such as None.
+    """
     texts = {
         text.arg_name: " ".join((text.description or "").split())
         for base in reversed(type(options).__mro__[:-1])
         for text in docstring_parser.parse_from_object(base).params
     }
+    hints = get_type_hints(type(options), include_extras=True)
     for option in dataclasses.fields(options):
-        if option.name in texts:
-            option.metadata = MappingProxyType({**option.metadata, "help": texts[option.name]})
         if dataclasses.is_dataclass(nested := getattr(options, option.name)):
-            _join_help_lines(nested)
+            _write_help(nested)
+        elif text := texts.get(option.name):
+            option.metadata = MappingProxyType({**option.metadata, "help": text})
+            if not _is_repeatable(hints[option.name]):
+                shown = tyro.conf.arg(help_behavior_hint=partial(_default_text, text))
+                type(options).__annotations__[option.name] = Annotated[hints[option.name], shown]
+
+
+def _default_text(text: str, default: str) -> str:
+    """What follows the help of an option; `default` is in the form of the command line."""
+    return "" if default in _NO_VALUE or "Default:" in text else f"(default: {default})"
 
 
 def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Options]) -> None:
@@ -222,8 +236,12 @@ def _repeatable(options_type: type) -> Iterator[str]:
     for name, hint in get_type_hints(options_type, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
             yield from _repeatable(cast(type, hint))
-        elif get_origin(hint) is Annotated and set(hint.__metadata__) >= _APPENDS:
+        elif _is_repeatable(hint):
             yield name
+
+
+def _is_repeatable(hint: Any) -> bool:
+    return get_origin(hint) is Annotated and set(hint.__metadata__) >= _APPENDS
 
 
 def _outcome(main: Callable[[Options], dict[str, Any]], options: Options, name: str) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,17 @@ def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert f"  {name} " in overview
     assert call("--version", monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out == f"{cxr.__version__}\n"
+
+
+def test_help_shows_defaults_that_are_values_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("score", "evaluate", "export dicom"):
+        assert call(*command.split(), "--help", monkeypatch=monkeypatch) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "(default: False)" in text
+        assert not re.findall(r"\(default: (?:None|'')?\)", text)
+    assert "Default: one per CPU. --" in text  # not followed by (default: 0)
 
 
 def test_options_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
