@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cxr import schema
 from cxr.benchmarks.studies import classifiers
@@ -28,6 +26,7 @@ from cxr.evaluation.ground_truth import read_truth
 from cxr.evaluation.run import Run, read_run
 from cxr.families.classify import ClassifyRecipe
 from cxr.sources.options import ALL_IMAGES
+from tests.benchmarks.axis_labels import least_gap_px
 from tests.benchmarks.study_jobs import only_named, without_checks
 from tests.made_shards import write_shards
 from tests.written_runs import write_scored
@@ -104,14 +103,7 @@ def test_the_labels_of_the_picture_do_not_overlap(results: list[SeedResults], sp
     none = results[0]
     others = [replace(none, name=f"variant {n}", resamples=none.resamples + n * spread) for n in (-1, 1)]
     figure = classifiers.picture([none, *others])
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    for axes in figure.axes:
-        left, right = axes.get_window_extent().intervalx
-        boxes = [label.get_window_extent(canvas.get_renderer()) for label in axes.get_xticklabels()]
-        shown = sorted((box.x0, box.x1) for box in boxes if left <= (box.x0 + box.x1) / 2 <= right)
-        assert len(shown) > 2
-        assert all(end + 4 < start for (_, end), (start, _) in itertools.pairwise(shown))
+    assert least_gap_px(figure) > 10
     assert len(figure.axes[1].get_lines()) == 1 + 2 * len(others), "the zero line, and nothing for the first"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cxr.benchmarks.studies.segmentation import SegmentationResult
 from cxr.metrics.bootstrap import MeanInterval
@@ -130,6 +131,8 @@ def picture(results: Sequence[SegmentationResult]) -> Figure:
     )
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, loc="left", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.tick_params(axis="x", labelsize=8)
         axes.grid(axis="x", color=palette.GRID)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
