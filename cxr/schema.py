@@ -224,8 +224,7 @@ class PixelFormat:
     def __post_init__(self) -> None:
         if self.bits not in (8, 16, 32) or not 16 <= self.size <= 4096:
             raise ValueError(
-                f"expected 16 to 4096 pixels and 8, 16 or 32 bits, got {self.size} pixels and {self.bits} bits: "
-                "correct the pixel format"
+                f"expected 16 to 4096 pixels and 8, 16 or 32 bits, got {self.size} pixels and {self.bits} bits"
             )
 
     @property

@@ -44,8 +44,7 @@ class Variation:
         amounts = *geometry, self.contrast, self.brightness, self.noise
         if min(amounts) < 0 or self.flip > 1 or min(self.max_zoom, self.gamma) < 1 or self.cells < 2:
             raise ValueError(
-                f"expected no negative value, flip <= 1, max_zoom >= 1, gamma >= 1 and cells >= 2, got {self}: "
-                f"correct it"
+                f"expected no negative value, flip <= 1, max_zoom >= 1, gamma >= 1 and cells >= 2, got {self}"
             )
 
     @property

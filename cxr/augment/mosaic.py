@@ -55,12 +55,10 @@ class MosaicVariation:
         if not all(0 <= share <= 1 for share in shares) or not 0 <= self.scale_jitter < 1:
             raise ValueError(
                 f"expected probabilities, hsv_v and translate from 0 to 1 and scale_jitter from 0 to below 1, got "
-                f"{self}: correct it"
+                f"{self}"
             )
         if not 0 <= self.rotation_deg <= 180 or not 0 <= self.shear_deg < 90:
-            raise ValueError(
-                f"expected rotation_deg from 0 to 180 and shear_deg from 0 to below 90, got {self}: correct it"
-            )
+            raise ValueError(f"expected rotation_deg from 0 to 180 and shear_deg from 0 to below 90, got {self}")
 
     @property
     def combines(self) -> bool:

@@ -47,13 +47,11 @@ class BoxRule:
             )
         if not 0 < self.threshold <= 1 or not 0 < self.min_peak <= 1:
             raise ValueError(
-                f"expected threshold and min_peak above 0 and up to 1, got {self.threshold} and {self.min_peak}: "
-                f"correct them"
+                f"expected threshold and min_peak above 0 and up to 1, got {self.threshold} and {self.min_peak}"
             )
         if self.max_boxes < 1 or not 0 <= self.min_area < 1:
             raise ValueError(
-                f"expected max_boxes >= 1 and 0 <= min_area < 1, got {self.max_boxes} and {self.min_area}: correct "
-                f"them"
+                f"expected max_boxes >= 1 and 0 <= min_area < 1, got {self.max_boxes} and {self.min_area}"
             )
 
     def levels(self, maps_MHW: np.ndarray, threshold_M: np.ndarray | None = None) -> np.ndarray:

@@ -122,7 +122,7 @@ def soft_nms(
     if method not in ("linear", "gaussian"):
         raise UserError(f"expected method to be linear or gaussian, got {method!r}: choose one")
     if not sigma > 0:
-        raise UserError(f"expected sigma above 0, got {sigma}: correct it")
+        raise UserError(f"expected sigma above 0, got {sigma}: use a positive number")
     flat_boxes = flat(images, _normalized_weights(images, weights), _unit_interval("skip_box_thr", skip_box_thr))
     scores = flat_boxes.scores.copy()
     limits = (_unit_interval("iou_thr", iou_thr), sigma, threshold)
@@ -199,7 +199,10 @@ def _weights(images: Images, weights: Sequence[float] | None) -> np.ndarray:
         or (model_weights < 0).any()
         or not model_weights.sum() > 0
     ):
-        raise UserError(f"expected weights of 0 or more, at least one above 0, got {weights}: correct them")
+        raise UserError(
+            f"expected weights of 0 or more, at least one above 0, got {weights}: give a model that counts a "
+            "positive weight"
+        )
     return model_weights
 
 
@@ -210,5 +213,5 @@ def _normalized_weights(images: Images, weights: Sequence[float] | None) -> np.n
 
 def _unit_interval(name: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise UserError(f"expected {name} from 0 to 1, got {value}: correct it")
+        raise UserError(f"expected {name} from 0 to 1, got {value}: use a fraction, such as 0.5")
     return value

@@ -28,9 +28,9 @@ def add_no_finding(
         UserError: 0 <= low <= high does not hold, or `p_normal` is outside [0, 1].
     """
     if not 0 <= low <= high:
-        raise UserError(f"expected 0 <= low <= high, got low={low} and high={high}: correct them")
+        raise UserError(f"expected 0 <= low <= high, got low={low} and high={high}: make low the smaller one")
     if not 0 <= p_normal <= 1:
-        raise UserError(f"expected p_normal from 0 to 1, got {p_normal}: correct it")
+        raise UserError(f"expected p_normal from 0 to 1, got {p_normal}: use probabilities, not logits")
     if p_normal < low:
         return predicted
     if p_normal >= high:

@@ -101,7 +101,10 @@ def _concatenate(parts: Sequence[ScoredBoxes]) -> tuple[np.ndarray, np.ndarray, 
     """Concatenated boxes (4, K), scores and labels (K,), and the length of each part."""
     lengths = np.array([len(scores) for _, scores, _ in parts], int)
     if any(not len(boxes) == len(scores) == len(labels) for boxes, scores, labels in parts):
-        raise UserError("expected a score and a label for each box, got arrays of different lengths: correct them")
+        raise UserError(
+            "expected a score and a label for each box, got arrays of different lengths: give all three one row for "
+            "each box"
+        )
     if not lengths.sum():
         return np.zeros((4, 0)), *ScoredBoxes.empty()[1:], lengths
     boxes, scores, labels = (np.concatenate([part[of] for part in parts if len(part[1])]) for of in range(3))

@@ -27,7 +27,7 @@ def check_variants(names: Sequence[str], archive: ArchiveOptions, lungs: str) ->
     """Raise UserError if variants are unknown, or the archive or the lung checkpoint does not suit them."""
     if unknown := [name for name in names if name not in VARIANTS or name == NONE]:
         others = ", ".join(name for name in VARIANTS if name != NONE)
-        raise UserError(f"--preprocessing: expected some of {others}, got {' '.join(unknown)}: correct it")
+        raise UserError(f"--preprocessing: expected some of {others}, got {' '.join(unknown)}: use these names")
     if archive.stream:
         raise UserError("expected shards of each preprocessing, got --stream: omit it")
     if made := [uri for uri in archive.uris if shards.is_shards(uri)]:

@@ -46,7 +46,7 @@ def run_study(options: Options) -> dict[str, Any]:
     """
     recipe, run, members, variants = options.recipe, options.run, options.members, options.preprocessing
     if members < 1:
-        raise UserError(f"--members: expected 1 or more, got {members}: correct it")
+        raise UserError(f"--members: expected 1 or more, got {members}")
     preprocessing.check_variants(variants, options.data, options.lungs)
     archive, out = begin(options, members * (1 + len(variants)))
     archive = phantoms_with_boxes(archive, out)

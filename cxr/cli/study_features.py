@@ -37,8 +37,12 @@ def run_study(options: Options) -> dict[str, Any]:
         UserError: no test image has labels, and other mistakes in the input.
     """
     recipe, run, backbones, seeds = options.recipe, options.run, options.backbones, options.seeds
-    if len(set(backbones)) < 2 or seeds < 1 or options.data.stream:
-        raise UserError("expected 2 or more different --backbones, 1 or more --seeds, and no --stream: correct them")
+    if len(set(backbones)) < 2:
+        raise UserError(f"--backbones: expected 2 or more different ones, got {' '.join(backbones)}: add another")
+    if seeds < 1:
+        raise UserError(f"--seeds: expected 1 or more, got {seeds}")
+    if options.data.stream:
+        raise UserError("expected shards, which all networks read, got --stream: omit it")
     archive, out = begin(options, seeds * len(backbones))
     recipes = {name: resolve_environment(recipe.replace(backbone=name), out, run) for name in backbones}
     named = {_folder(name): of for name, of in recipes.items()}

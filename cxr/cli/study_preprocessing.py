@@ -28,7 +28,7 @@ def run_study(options: Options) -> dict[str, Any]:
     """
     recipe, run, variants, seeds = options.recipe, options.run, options.preprocessing, options.seeds
     if seeds < 1:
-        raise UserError(f"--seeds: expected 1 or more, got {seeds}: correct it")
+        raise UserError(f"--seeds: expected 1 or more, got {seeds}")
     preprocessing.check_variants(variants, options.data, options.lungs)
     archive, out = begin(options, seeds * (1 + len(variants)))
     archive = phantoms_with_boxes(archive, out)

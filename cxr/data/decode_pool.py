@@ -74,7 +74,7 @@ def _positive(name: str, default: float) -> float:
     with suppress(ValueError):
         if float(text) > 0:
             return float(text)
-    raise UserError(f"expected {name} to be a number above 0, got {text}: correct or unset it")
+    raise UserError(f"expected {name} to be a number above 0, got {text}: set it to such a number, or unset it")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Sampling:
         if not all(0 <= share <= 1 for share in self.shares) or not any(self.shares):
             raise UserError(
                 f"expected fractions of images with {self.finding} from 0 to 1, not all 0, got {self.shares}: "
-                f"correct them"
+                f"use fractions such as 0.5"
             )
 
     def images(self, positives: int, step: int) -> int:

@@ -133,8 +133,9 @@ def read_run(uri: str, member: str = "") -> Run:
         return named[member]
     if not member:
         raise UserError(f"{uri} has scores of several checkpoints: name one with --member: {', '.join(named)}")
-    expected = f"one of {', '.join(named)}" if runs[0].member else "no --member, because the run is of one checkpoint"
-    raise UserError(f"{uri}: expected {expected}, got --member {member}: correct it")
+    if runs[0].member:
+        raise UserError(f"{uri}: expected --member to be one of {', '.join(named)}, got {member}")
+    raise UserError(f"{uri}: expected no --member for the run of one checkpoint, got {member}: omit it")
 
 
 def name_runs(runs: Sequence[str], member: str = "") -> dict[str, Run]:
@@ -154,8 +155,10 @@ def name_runs(runs: Sequence[str], member: str = "") -> dict[str, Run]:
         checkpoints = read_runs(uri)
         chosen = [run for run in checkpoints if not member or run.member == member]
         if not chosen:
-            names = ", ".join(run.member for run in checkpoints) or "none"
-            raise UserError(f"{uri}: expected --member among {names}, got {member}: correct it")
+            if not checkpoints[0].member:
+                raise UserError(f"{uri}: expected no --member for the run of one checkpoint, got {member}: omit it")
+            names = ", ".join(run.member for run in checkpoints)
+            raise UserError(f"{uri}: expected --member to be one of {names}, got {member}")
         for run in chosen:
             whole = given or storage.name(run.uri)
             name = (f"{whole}-{run.member}" if len(runs) > 1 else run.member) if run.member else whole

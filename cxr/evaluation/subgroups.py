@@ -66,8 +66,8 @@ def check_columns(options: ReportOptions) -> None:
         if name not in COLUMNS and folded(name) not in listed:
             others = f" and the columns of {options.groups} ({', '.join(listed)})" if listed else ""
             raise UserError(
-                f"expected --by with columns among {', '.join(COLUMNS)}{others}, got {name!r}: correct it, or use a "
-                f"table that has this column for each image or patient with --groups"
+                f"expected --by with columns among {', '.join(COLUMNS)}{others}, got {name!r}: use one of these "
+                f"names, or name a table with this column for each image or patient with --groups"
             )
 
 

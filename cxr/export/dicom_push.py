@@ -66,7 +66,7 @@ def check_service(url: str, credentials: str, environment: Mapping[str, str] = o
     if address.scheme not in ("https", "http") or not address.hostname:
         raise UserError(
             "expected --push with the URL of a DICOMweb service, such as https://pacs.example.org/dicomweb, got no "
-            "such URL: correct it"
+            "such URL: begin it with https:// and the name of the server"
         )
     if address.username or address.password or address.query or address.fragment:
         raise UserError(
@@ -99,9 +99,9 @@ def _read_credentials(uri: str) -> dict[str, str]:
     try:
         values = json.loads(storage.read_text(storage.normalize(uri)))
     except ValueError:
-        raise UserError(f"{expected}, got no JSON: correct the file") from None
+        raise UserError(f'{expected}, got no JSON: write, for example, {{"token": "TOKEN"}}') from None
     if not isinstance(values, dict) or not {*values} <= {"user", "password", "token"} or not values:
-        raise UserError(f"{expected}, got other keys or none: correct the file")
+        raise UserError(f"{expected}, got other keys or none: use only these keys")
     return {name: str(value) for name, value in values.items()}
 
 

@@ -52,10 +52,14 @@ class ThresholdsFile:
             values = json.loads(storage.read_bytes(within if storage.exists(within) else uri))
         except ValueError as error:
             raise UserError(
-                f"{uri}: expected a file that cxr thresholds wrote, got no JSON ({error}): correct it"
+                f"{uri}: expected a file that cxr thresholds wrote, got no JSON ({error}): write it again with cxr "
+                "thresholds"
             ) from error
         if not isinstance(values, dict) or _FORMAT not in values:
-            raise UserError(f"{uri}: expected a file that cxr thresholds wrote, got other JSON: correct it")
+            raise UserError(
+                f"{uri}: expected a file that cxr thresholds wrote, got other JSON: name the thresholds.json that it "
+                "wrote"
+            )
         if values[_FORMAT] != VERSION:
             raise UserError(
                 f"{uri}: expected thresholds of version {VERSION}, got {values[_FORMAT]}: use the version of cxr "
@@ -67,7 +71,10 @@ class ThresholdsFile:
             )
         thresholds = values["thresholds"]
         if not isinstance(thresholds, dict) or not all(map(_is_share, thresholds.values())):
-            raise UserError(f"{uri}: expected a number from 0 to 1 for each finding in `thresholds`: correct it")
+            raise UserError(
+                f"{uri}: expected a number from 0 to 1 for each finding in `thresholds`, got other values: write it "
+                "again with cxr thresholds"
+            )
         return cls(**{name: values[name] for name in _FIELDS if name in values})
 
 

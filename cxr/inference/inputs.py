@@ -62,7 +62,10 @@ def archive_uri(images: Images) -> str | None:
         return uri
     if storage.is_local(uri) and "!" not in uri:
         if not Path(uri).exists():
-            raise UserError(f"expected an image or an archive, got {images}, which does not exist: correct the path")
+            raise UserError(
+                f"expected an image or an archive, got {images}, which does not exist: name a file or folder that "
+                "does"
+            )
         return uri if Path(uri).is_dir() else None
     return None if storage.exists(uri) else uri
 

@@ -105,17 +105,28 @@ class Panel:
         """
         uri = storage.normalize(uri)
         if not storage.exists(uri):
-            raise UserError(f"expected the file of a panel, got {uri}, which does not exist: correct --panel")
+            raise UserError(
+                f"expected the file of a panel, got {uri}, which does not exist: name the panel's YAML file with "
+                "--panel"
+            )
         try:
             content = yaml.load(storage.read_bytes(uri), _UniqueKeyLoader)  # a SafeLoader
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())[:_REASON_CHARS]
-            raise UserError(f"{uri}: expected a YAML file, got an error ({reason}): correct it") from None
+            raise UserError(
+                f"{uri}: expected a YAML file, got an error ({reason}): correct the line that it names"
+            ) from None
         if not isinstance(content, dict) or [*content] != ["members"]:
-            raise UserError(f"{uri}: expected the key members and no other, got {_keys(content)}: correct it")
+            raise UserError(
+                f"{uri}: expected the key members and no other, got {_keys(content)}: list all checkpoints under "
+                "members"
+            )
         if not isinstance(content["members"], dict):
             got = type(content["members"]).__name__
-            raise UserError(f"{uri}: expected members to be a mapping of names to checkpoints, got {got}: correct it")
+            raise UserError(
+                f"{uri}: expected members to be a mapping of names to checkpoints, got {got}: write a line NAME: URI "
+                "for each"
+            )
         return cls(tuple(_member(name, entry, uri) for name, entry in content["members"].items()))
 
 
@@ -146,17 +157,17 @@ def _member(name: object, entry: object, uri: str) -> Member:
     if not isinstance(values, dict) or "checkpoint" not in values or set(values) - {*known}:
         raise UserError(
             f"{where}: expected the URI of a checkpoint, or checkpoint and some of {', '.join(known[1:])}, got "
-            f"{_keys(values)}: correct it"
+            f"{_keys(values)}: remove the other keys, and add checkpoint if it is missing"
         )
     checkpoint, batch_size, precision, thresholds = (values.get(key) for key in known)
     for key, location in (("checkpoint", checkpoint), ("thresholds", thresholds)):
         if key in values and (not isinstance(location, str) or not location):
-            raise UserError(f"{where}: expected {key} to be a URI, got {location!r}: correct it")
+            raise UserError(f"{where}: expected {key} to be a URI, got {location!r}: put a path or URI in quotes")
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-        raise UserError(f"{where}: expected batch_size to be a number from 1, got {batch_size!r}: correct it")
+        raise UserError(f"{where}: expected batch_size to be a whole number of 1 or more, got {batch_size!r}")
     if precision is not None and precision not in get_args(Precision):
         expected = ", ".join(get_args(Precision))
-        raise UserError(f"{where}: expected precision to be one of {expected}, got {precision!r}: correct it")
+        raise UserError(f"{where}: expected precision to be one of {expected}, got {precision!r}")
     folder = uri.rpartition("/")[0]
     return Member(
         name,

@@ -66,7 +66,7 @@ def load(
         raise UserError(f"expected the path or URI of a checkpoint, got {type(uri).__name__}: use a string")
     one_of("precision", precision, get_args(Precision))
     if batch_size < 1:
-        raise UserError(f"batch_size: expected 1 or more, got {batch_size}: correct it")
+        raise UserError(f"batch_size: expected 1 or more, got {batch_size}")
     return Predictor(checkpoint.load(os.fspath(uri)), _device(device), precision, batch_size)
 
 

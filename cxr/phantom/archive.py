@@ -175,13 +175,13 @@ def write_phantom(
 def check_settings(count: int, size: int, prevalence: float, pose: float) -> None:
     """Raise UserError if a setting is out of range."""
     if count < 1:
-        raise UserError(f"expected count of at least 1, got {count}: correct it")
+        raise UserError(f"expected a count of 1 or more, got {count}")
     if not 64 <= size <= 4096:
-        raise UserError(f"expected size from 64 to 4096 pixels, got {size}: correct it")
+        raise UserError(f"expected a size from 64 to 4096 pixels, got {size}")
     if not 0 <= prevalence <= 1:
-        raise UserError(f"expected prevalence from 0 to 1, got {prevalence}: correct it")
+        raise UserError(f"expected a prevalence from 0 to 1, got {prevalence}")
     if not 0 <= pose <= 2:
-        raise UserError(f"expected pose from 0 (none) to 2, got {pose}: correct it")
+        raise UserError(f"expected a pose from 0 (none) to 2, got {pose}")
 
 
 def png(pixels: np.ndarray) -> bytes:

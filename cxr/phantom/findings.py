@@ -74,7 +74,7 @@ def check_findings(findings: Collection[str]) -> None:
     """Raise UserError if a name is not a finding of ChestX-ray14."""
     unknown = sorted(set(findings) - set(FINDINGS))
     if unknown:
-        raise UserError(f"expected findings out of {', '.join(FINDINGS)}, got {', '.join(unknown)}: correct them")
+        raise UserError(f"expected findings out of {', '.join(FINDINGS)}, got {', '.join(unknown)}: use these names")
 
 
 def reshape(anatomy: Anatomy, findings: Collection[str], rng: np.random.Generator) -> Anatomy:

@@ -42,7 +42,10 @@ def connect(address: str = "") -> JobSubmissionClient:
     """
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     if "://" not in address:
-        raise UserError(f"expected the address of a dashboard, such as {DEFAULT_ADDRESS}, got {address}: correct it")
+        raise UserError(
+            f"expected the address of a dashboard, such as {DEFAULT_ADDRESS}, got {address}: begin it "
+            "with http:// or https://"
+        )
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

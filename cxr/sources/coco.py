@@ -197,4 +197,6 @@ def _is_number(value: object) -> TypeGuard[float]:
 def _error(location: str, place: str, expected: str, got: object) -> UserError:
     text = repr(got)
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-    return UserError(f"{location}, {place}: expected {expected}, got {shown}: correct the file")
+    return UserError(
+        f"{location}, {place}: expected {expected}, got {shown}: correct this entry, or export the file again"
+    )

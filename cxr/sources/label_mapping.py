@@ -89,15 +89,22 @@ def read_mapping(uri: str, uncertain_as: LabelPolicy) -> LabelMapping:
         content = yaml.safe_load(storage.read_bytes(location))  # JSON, too, is YAML
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{location}: expected a YAML or JSON file, got an error ({reason}): correct it") from None
+        raise UserError(
+            f"{location}: expected a YAML or JSON file, got an error ({reason}): correct the line that it names"
+        ) from None
     if not isinstance(content, dict) or not content or set(content) - set(_KEYS):
         got = ", ".join(map(str, content))[:_SHOWN] if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{location}: expected some of the keys {', '.join(_KEYS)}, got {got or 'none'}: correct it")
+        raise UserError(
+            f"{location}: expected some of the keys {', '.join(_KEYS)}, got {got or 'none'}: use these keys"
+        )
     findings, policies = (_texts_by_text(content, key, location) for key in ("findings", "uncertain_as"))
     for finding, policy in policies.items():
         if policy not in get_args(LabelPolicy):
             expected = ", ".join(get_args(LabelPolicy))
-            raise UserError(f"{location}: expected {expected} for {finding!r}, got {policy!r}: correct uncertain_as")
+            raise UserError(
+                f"{location}: expected {expected} for {finding!r}, got {policy!r}: use one of these words in "
+                "uncertain_as"
+            )
     ignored, no_finding = (
         frozenset(map(word_key, _texts(content, key, location))) for key in ("ignore", "no_finding")
     )
@@ -119,12 +126,16 @@ def read_mapping(uri: str, uncertain_as: LabelPolicy) -> LabelMapping:
 def _texts_by_text(content: Mapping[str, Any], key: str, location: str) -> dict[str, str]:
     value = content.get(key) or {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
-        raise UserError(f"{location}: expected lines 'name: text' in {key}, got {str(value)[:_SHOWN]!r}: correct it")
+        raise UserError(
+            f"{location}: expected a mapping in {key}, got {str(value)[:_SHOWN]!r}: write lines such as Name: text"
+        )
     return value
 
 
 def _texts(content: Mapping[str, Any], key: str, location: str) -> list[str]:
     value = content.get(key) or []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise UserError(f"{location}: expected a list of names in {key}, got {str(value)[:_SHOWN]!r}: correct it")
+        raise UserError(
+            f"{location}: expected a list of names in {key}, got {str(value)[:_SHOWN]!r}: write it as [A, B]"
+        )
     return value

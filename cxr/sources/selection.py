@@ -128,7 +128,7 @@ def select(table: pa.Table, text: str, source: str) -> tuple[pa.Table, list[str]
     summary = f"--select {text!r} left out {left_out:,} of {counted(len(chosen), 'image')}"
     summary += f" ({reasons})" if left_out and reasons else ""
     if left_out == len(chosen):
-        raise UserError(f"{summary}: correct the expression")
+        raise UserError(f"{summary}: use an expression that some image meets")
     return table.filter(pa.array(chosen)), [summary]
 
 
@@ -175,7 +175,8 @@ class _Columns:
             return np.isin(values, numbers) | (np.isnan(values) & bool(np.isnan(numbers).any()))
         if comparison.operator in _ORDERS:
             raise UserError(
-                f"--select: expected == or in after {name}, which is text, got {comparison.operator}: correct it"
+                f"--select: expected == or in after {name}, which is text, got {comparison.operator}: list the "
+                f"values, as in {name} in A,B"
             )
         folded = [None if value.casefold() == _UNKNOWN else value.casefold() for value in compared]
         different, index = self._different(name)
@@ -248,7 +249,9 @@ class _Columns:
         try:
             return math.nan if value.casefold() == _UNKNOWN else float(value)
         except ValueError:
-            raise UserError(f"--select: expected a number after {name}, got {value!r}: correct it") from None
+            raise UserError(
+                f"--select: expected a number after {name}, got {value!r}: write, for example, 65 or unknown"
+            ) from None
 
     def _check_values(self, name: str, values: Sequence[str], different: Sequence[str | None]) -> None:
         """Raise UserError for a value that neither an image nor the standard has: it is most likely misspelled."""
@@ -257,7 +260,7 @@ class _Columns:
             if value.casefold() not in allowed:
                 listed = sorted(_shown(name, text) for text in different if text is not None)
                 there = "" if name in _IDS else f"; the images have {', '.join(listed[:_MOST_VALUES])}"
-                raise UserError(f"--select: no image has {name} {value!r}{there}: correct it")
+                raise UserError(f"--select: no image has {name} {value!r}{there}: use a value that occurs")
 
 
 def _shown(name: str, folded: str) -> str:
@@ -284,7 +287,10 @@ class _Parser:
         while text[position:].strip():
             match = _TOKEN.match(text, position)
             if match is None:
-                raise UserError(f"--select {text!r}: cannot read {text[position:].strip()!r}: correct it")
+                raise UserError(
+                    f"--select {text!r}: cannot read {text[position:].strip()!r}: put texts with special characters "
+                    "in quotes"
+                )
             sign, double, single, word = match.groups()
             quoted = double if double is not None else single
             self._tokens.append(

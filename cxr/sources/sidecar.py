@@ -93,7 +93,8 @@ def with_masks_inside(truth: pa.Table, location: str, archive: str) -> pa.Table:
     )
     if not pc.all(pc.and_(has_label, pc.or_(has_code, has_uri)), min_count=0).as_py():
         raise UserError(
-            f"{location}: expected a label and either a code or a URI for each mask, got a mask without: correct it"
+            f"{location}: expected a label and either a code or a URI for each mask, got a mask without: add what is "
+            "missing, or remove the mask"
         )
     if not pc.any(has_uri, min_count=0).as_py():
         return truth

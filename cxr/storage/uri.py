@@ -62,7 +62,7 @@ def normalize(uri: str | os.PathLike[str]) -> str:
     """The normal form of a URI: local paths absolute, `file://` removed, no slash at the end."""
     text = os.fspath(uri)
     if "\0" in text:
-        raise StorageError(f"expected a path or URI, got {text!r}, which contains a NUL character: correct it")
+        raise StorageError(f"expected a path or URI, got {text!r}, which contains a NUL character: remove it")
     scheme, mark, rest = text.partition("://")
     if not mark and text:
         return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 (resolves "..", keeps links)
@@ -70,7 +70,8 @@ def normalize(uri: str | os.PathLike[str]) -> str:
         return os.path.abspath(unquote(rest, errors="surrogateescape"))  # noqa: PTH100
     if scheme not in REMOTE_SCHEMES or not rest.strip("/") or rest.startswith("/"):
         raise StorageError(
-            f"expected a local path, file:///path, s3://bucket/key or gs://bucket/key, got {text!r}: correct it"
+            f"expected a local path, file:///path, s3://bucket/key or gs://bucket/key, got {text!r}: use one of "
+            "these forms"
         )
     if scheme == "gs" and "//" in rest.rstrip("/"):
         raise StorageError(

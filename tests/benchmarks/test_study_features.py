@@ -49,5 +49,5 @@ def test_backbones_are_compared_with_their_mean_and_with_fused_features(
 
 
 def test_one_backbone_cannot_be_fused() -> None:
-    with pytest.raises(UserError, match="2 or more different --backbones"):
+    with pytest.raises(UserError, match="--backbones: expected 2 or more different ones, got small small"):
         main(Options(backbones=("small", "small")))

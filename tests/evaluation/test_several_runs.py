@@ -65,7 +65,7 @@ def test_one_checkpoint_of_a_panel_can_be_reported_and_compared(archive: str, tm
     assert metrics["mean_auroc_gain"] > 0
     same = reports.report(run, ReportOptions(resamples=10, member="strong", compare_with=run), str(tmp_path / "out"))
     assert same["metrics"]["mean_auroc_gain"] == 0, "with the checkpoint of the same name"
-    with pytest.raises(UserError, match="expected --member among strong, weak, masks, got other"):
+    with pytest.raises(UserError, match="expected --member to be one of strong, weak, masks, got other"):
         reports.report(run, ReportOptions(member="other"), str(tmp_path / "out"))
     with pytest.raises(UserError, match="name one with --member: strong, weak, masks"):
         reports.evaluate(run, OPTIONS, str(tmp_path / "out"))

@@ -252,7 +252,7 @@ def test_read_scores_gives_each_member_the_columns_of_its_own_run(tmp_path: Path
         read_scores(read_run(str(out), "lungs"), [schema.IMAGE_ID, schema.PROBABILITIES])
     with pytest.raises(UserError, match="several checkpoints: name one with --member: classify, localize, lungs"):
         read_run(str(out))
-    with pytest.raises(UserError, match="expected one of classify, localize, lungs, got --member other"):
+    with pytest.raises(UserError, match="expected --member to be one of classify, localize, lungs, got other"):
         read_run(str(out), "other")
 
 
@@ -287,7 +287,7 @@ def test_panel_files_name_members_and_their_options(tmp_path: Path) -> None:
         ("members: {a: {checkpoint: 3}}", "member a: expected checkpoint to be a URI, got 3"),
         (
             "members: {a: {checkpoint: /a, batch_size: 0}}",
-            "member a: expected batch_size to be a number from 1, got 0",
+            "member a: expected batch_size to be a whole number of 1 or more, got 0",
         ),
         ("members: {a: {checkpoint: /a, batch_size: true}}", "member a: expected batch_size .* got True"),
         (
@@ -303,5 +303,7 @@ def test_wrong_panel_files_are_rejected_with_the_place(text: str, message: str, 
 
 
 def test_a_missing_panel_file_is_reported() -> None:
-    with pytest.raises(UserError, match=r"/no/panel\.yaml, which does not exist: correct --panel"):
+    with pytest.raises(
+        UserError, match=r"/no/panel\.yaml, which does not exist: name the panel's YAML file with --panel"
+    ):
         Panel.read("/no/panel.yaml")

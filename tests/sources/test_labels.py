@@ -336,15 +336,15 @@ def test_mistakes_are_one_line(archive: str, table: str | bytes, options: dict[s
     [
         (
             "finding: {}",
-            r"expected some of the keys .*, uncertain_as, got finding: correct it",
+            r"expected some of the keys .*, uncertain_as, got finding: use these keys",
         ),
         ("- a", r"expected some of the keys findings, .*, got list"),
         ("a: [", r"expected a YAML or JSON file, got an error"),
-        ("findings: [Mass]", r"expected lines 'name: text' in findings, got"),
+        ("findings: [Mass]", r"expected a mapping in findings, got"),
         ("ignore: Mass", r"expected a list of names in ignore, got 'Mass'"),
         (
             "uncertain_as: {Mass: maybe}",
-            r"expected unknown, negative, positive for 'Mass', got 'maybe': correct uncertain_as",
+            r"expected unknown, negative, positive for 'Mass', got 'maybe': use one of these words in uncertain_as",
         ),
         (
             "ignore: [Mass]\nfindings: {mass: Nodule}",

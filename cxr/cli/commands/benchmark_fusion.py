@@ -39,7 +39,10 @@ class Options:
 
     def __post_init__(self) -> None:
         if min(self.images, self.models, self.boxes, *self.labels) < 1:
-            raise UserError("expected images, models, boxes and labels of at least 1: correct them")
+            raise UserError(
+                "expected --images, --models, --boxes and --labels of 1 or more, got less: raise the one that is "
+                "below 1"
+            )
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -37,7 +37,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if min(self.images, self.findings, self.cells) < 1:
-            raise UserError("expected images, findings and cells of at least 1: correct them")
+            raise UserError(
+                "expected --images, --findings and --cells of 1 or more, got less: raise the one that is below 1"
+            )
 
 
 def main(options: Options) -> dict[str, Any]:

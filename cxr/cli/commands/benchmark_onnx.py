@@ -32,7 +32,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or min(self.batch_sizes, default=1) < 1:
-            raise UserError("expected rounds and batch sizes of at least 1: correct them")
+            raise UserError(
+                "expected --rounds and --batch-sizes of 1 or more, got less: raise the one that is below 1"
+            )
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 1 <= self.images <= 400:
-            raise UserError(f"expected --images from 1 to 400, got {self.images}: correct it")
+            raise UserError(f"expected --images from 1 to 400, got {self.images}: show at least 1 and at most 400")
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -50,7 +50,9 @@ class Options:
             raise UserError("expected a command after --, --follow or --stop, got several: use one of them")
         for each in self.env:
             if not each.partition("=")[0].isidentifier() or "=" not in each:
-                raise UserError(f"expected NAME=VALUE after --env, got {each!r}: correct it")
+                raise UserError(
+                    f"expected NAME=VALUE after --env, got {each!r}: separate the name and the value by ="
+                )
 
 
 def main(options: Options) -> tuple[dict[str, Any], str]:
@@ -102,7 +104,10 @@ def _runtime_environment(options: Options) -> dict[str, Any]:
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"expected a YAML file at --runtime-env {options.runtime_env}, got: {error}") from error
         if not isinstance(environment, dict):
-            raise UserError(f"expected names and values in {options.runtime_env}, got {environment!r}: correct it")
+            raise UserError(
+                f"expected names and values in {options.runtime_env}, got {environment!r}: write lines such as "
+                f"env_vars: {{NAME: VALUE}}"
+            )
     if options.working_dir:
         environment["working_dir"] = options.working_dir
     if options.env:
