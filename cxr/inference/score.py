@@ -231,7 +231,7 @@ def _score_increments(job: Job, run: RunLedger, resumes: bool) -> RunLedger:
         if job.identity:
             job.named.append(job.plans(run).images(planned.number))
     if planned:
-        run = score_increment(job, run)
+        run = score_increment(job, run, connected=not resumes)
     if resumes and not run.generations[-1].remaining:
         return _score_increments(job, _open_increment(job, run), resumes=False)
     return run

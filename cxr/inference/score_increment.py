@@ -17,8 +17,12 @@ from cxr.runtime.progress import Progress
 _REASONS = 1000  # different errors that the ledger lists
 
 
-def score_increment(job: Job, run: RunLedger) -> RunLedger:
-    """Score the missing parts of the open increment, and commit it; returns the ledger with it."""
+def score_increment(job: Job, run: RunLedger, *, connected: bool) -> RunLedger:
+    """Score the missing parts of the open increment, and commit it; returns the ledger with it.
+
+    Args:
+        connected: the cluster has been joined, as it is before anything is planned on it.
+    """
     generation = run.generations[-1]
     planned = generation.open
     assert planned
@@ -29,7 +33,8 @@ def score_increment(job: Job, run: RunLedger) -> RunLedger:
     if len(done) < len(parts):
         from cxr.inference.score_parts import score_parts  # imports Ray
 
-        job.connect()
+        if not connected:
+            job.connect()
         job.on_start(progress.total - progress.done)
         for plan in plans:
             score_parts([part for part in plan.parts if part.name not in done], job, plan, planned.number, progress)

@@ -19,6 +19,7 @@ from cxr.evaluation.run import read_run, read_scores
 from cxr.families import checkpoint
 from cxr.inference.options import ScoreOptions
 from cxr.inference.score import Scored, score
+from cxr.inference.score_job import Job
 from cxr.phantom.archive import write_phantom
 from cxr.runtime import cluster
 from cxr.runtime.progress import Progress
@@ -181,6 +182,26 @@ def test_an_interrupted_increment_is_finished_as_planned_and_is_invisible_until_
     expected = {"first.png": 0, "00.png": 2, "new.png": 2} | {f"{n:02d}.png": 1 for n in range(1, 39)}
     assert increments_of(out) == expected
     assert not any(row[schema.ERROR] for row in table(out).values())
+
+
+def test_the_cluster_is_joined_once_for_each_increment(
+    network: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    joined: list[str] = []
+    monkeypatch.setattr(Job, "connect", lambda job: joined.append(job.out))
+    fill(archive, pictures[:1], ["first.png"])
+    score(str(archive), network, str(out), NIGHTLY)
+    assert len(joined) == 1
+
+    fill(archive, pictures[1:41], [f"{n:02d}.png" for n in range(40)])
+    with monkeypatch.context() as patched:
+        stop_after(1, patched, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            score(str(archive), network, str(out), NIGHTLY)
+    assert len(joined) == 2
+    score(str(archive), network, str(out), NIGHTLY)  # continues, and finds nothing new
+    assert len(joined) == 3
 
 
 def test_other_checkpoints_and_options_begin_a_generation(
