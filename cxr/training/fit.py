@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray.train
+from ray.data import Dataset
 from ray.train import (
     CheckpointConfig,
     DataConfig,
@@ -31,7 +32,7 @@ from cxr.training.options import CHECKPOINT_SCORE, RunOptions, check_resume
 from cxr.training.restarts import RestartNotes
 from cxr.training.run_log import RunLog, best_row, read_in_progress, read_metrics
 from cxr.training.session import InProcessSession
-from cxr.training.training_data import describe
+from cxr.training.training_data import TrainingData, describe
 from cxr.training.worker import train_in_process, train_worker
 
 
@@ -88,18 +89,42 @@ def fit(
     """
     options = options or RunOptions()
     out = storage.normalize(out)
-    if recipe.unresolved_weights:
-        raise UserError(
-            f"{', '.join(recipe.unresolved_weights)}: expected the URI of weights; call recipe.resolve_weights(out) "
-            f"before fit"
-        )
+    _check_weights(recipe)
     check_resume(storage.join(out, name), options.resume)
     check_batch(recipe, options)
     data = describe(archive, recipe, out, reading, labeling, options.shard_reader, selections)
     room(options, raw=bool(data.streams))
     datasets = data.datasets(recipe.seed, out)
-    gpu = uses_gpu(options)
-    config = {
+    config = _worker_config(recipe, data, reading, options)
+    settings = {"archive": archive, **asdict(replace(options, resume=False))}
+    with MlflowLog.begin(out, recipe, settings, search_log) as tracked:
+        log = RunLog(out, label or name, recipe.monitor, show=show_epochs, by_ray=bool(datasets))
+        callbacks = [log, tracked, *callbacks]
+        if in_process:
+            assert options.max_workers == 1
+            keep = options.num_to_keep
+            session = InProcessSession(out, name, recipe.monitor, recipe.mode, keep, callbacks, datasets)
+            returned = train_in_process(config, session)
+        else:
+            callbacks += [RestartNotes(label or name)] if show_epochs else []
+            trainer = _trainer(config, datasets, options, _run_config(recipe, out, name, options, callbacks))
+            returned = _result(trainer, options).return_value or {}
+        fitted = _finish(returned, recipe, out, name)
+        tracked.send_best(fitted.metrics, fitted.checkpoint)
+        return fitted
+
+
+def _check_weights(recipe: Recipe) -> None:
+    if recipe.unresolved_weights:
+        raise UserError(
+            f"{', '.join(recipe.unresolved_weights)}: expected the URI of weights; call recipe.resolve_weights(out) "
+            f"before fit"
+        )
+
+
+def _worker_config(recipe: Recipe, data: TrainingData, reading: ReadOptions, options: RunOptions) -> dict[str, Any]:
+    """The `train_loop_config` of the workers."""
+    return {
         "recipe": recipe.to_dict(),
         "findings": list(data.findings),
         "data": data.about,
@@ -110,32 +135,6 @@ def fit(
         "threads": options.cpus_per_worker,
         "checkpoint_seconds": options.checkpoint_seconds,
     }
-    settings = {"archive": archive, **asdict(replace(options, resume=False))}
-    with MlflowLog.begin(out, recipe, settings, search_log) as tracked:
-        callbacks = [
-            RunLog(out, label or name, recipe.monitor, show=show_epochs, by_ray=bool(datasets)),
-            tracked,
-            *callbacks,
-        ]
-        if in_process:
-            assert options.max_workers == 1
-            keep = options.num_to_keep
-            session = InProcessSession(out, name, recipe.monitor, recipe.mode, keep, callbacks, datasets)
-            returned = train_in_process(config, session)
-        else:
-            callbacks += [RestartNotes(label or name)] if show_epochs else []
-            trainer = ray_private.torch_trainer(
-                train_worker,
-                train_loop_config=config,
-                scaling_config=_scaling(options, gpu),
-                run_config=_run_config(recipe, out, name, options, callbacks),
-                datasets=datasets,
-                dataset_config=ExactlyOnceDataConfig() if datasets else None,
-            )
-            returned = _result(trainer, options).return_value or {}
-        fitted = _finish(returned, recipe, out, name)
-        tracked.send_best(fitted.metrics, fitted.checkpoint)
-        return fitted
 
 
 def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
@@ -200,6 +199,22 @@ def room(options: RunOptions, *, raw: bool, beside: float = 0.0, total: Total | 
             f"lower --cpus-per-worker, or add larger machines"
         )
     return fits
+
+
+def _trainer(
+    config: dict[str, Any],
+    datasets: dict[str, Callable[[], Dataset]],
+    options: RunOptions,
+    run_config: RunConfig,
+) -> TorchTrainer:
+    return ray_private.torch_trainer(
+        train_worker,
+        train_loop_config=config,
+        scaling_config=_scaling(options, uses_gpu(options)),
+        run_config=run_config,
+        datasets=datasets,
+        dataset_config=ExactlyOnceDataConfig() if datasets else None,
+    )
 
 
 def _run_config(
