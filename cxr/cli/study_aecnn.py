@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from cxr.benchmarks.studies import aecnn, classifiers, xrays
 from cxr.benchmarks.studies.aecnn import COMPRESSED, RESIZED, WHOLE
-from cxr.cli.study_networks import begin, networks_record, scored_labels, write_files
+from cxr.cli.study_networks import begin, check_options, networks_record, scored_labels, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
-from cxr.errors import UserError
 from cxr.families import checkpoint, image_crop
 from cxr.training.sweep import train_all
 from cxr.wording import counted
@@ -28,10 +27,7 @@ def run_study(options: Options) -> dict[str, Any]:
     """
     recipe, run, seeds = options.recipe, options.run, options.seeds
     compressors = {WHOLE: "none", RESIZED: "resize", COMPRESSED: recipe.compressor}
-    if options.data.stream or seeds < 1:
-        raise UserError(
-            "networks are evaluated on shards, with at least 1 seed: omit --stream, and use --seeds 1 or more"
-        )
+    check_options(options.data, seeds)
     archive, out = begin(options, len(compressors) * seeds)
     resolved = resolve_environment(recipe, out, run)
     data = ensure_shards(archive, out, recipe)

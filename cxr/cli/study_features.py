@@ -11,7 +11,7 @@ from cxr.cli.ensembles import score_all
 from cxr.cli.head_jobs import CHECKPOINT, head_recipe, train_head_job
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import phantoms_with_boxes
-from cxr.cli.study_networks import begin, labeled_images, networks_record, write_classifiers
+from cxr.cli.study_networks import begin, check_options, labeled_images, networks_record, write_classifiers
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
 from cxr.evaluation.run import Run, Split, read_run
@@ -39,10 +39,7 @@ def run_study(options: Options) -> dict[str, Any]:
     recipe, run, backbones, seeds = options.recipe, options.run, options.backbones, options.seeds
     if len(set(backbones)) < 2:
         raise UserError(f"--backbones: expected 2 or more different ones, got {' '.join(backbones)}: add another")
-    if seeds < 1:
-        raise UserError(f"--seeds: expected 1 or more, got {seeds}")
-    if options.data.stream:
-        raise UserError("expected shards, which all networks read, got --stream: omit it")
+    check_options(options.data, seeds)
     archive, out = begin(options, seeds * len(backbones))
     recipes = {name: resolve_environment(recipe.replace(backbone=name), out, run) for name in backbones}
     named = {_folder(name): of for name, of in recipes.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cxr.benchmarks.studies import localization, localization_report
 from cxr.benchmarks.studies.localization import Evaluated
 from cxr.cli.phantoms import phantoms_with_boxes
-from cxr.cli.study_networks import begin, networks_record, scored, write_files
+from cxr.cli.study_networks import begin, check_options, networks_record, scored, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
 from cxr.evaluation.detection_data import named as boxed_findings
@@ -47,10 +47,7 @@ def run_study(options: Options) -> dict[str, Any]:
     """
     recipe, run, seeds = options.recipe, options.run, options.seeds
     chosen = named(options.variants, recipe)
-    if options.data.stream or seeds < 1:
-        raise UserError(
-            "networks are evaluated on shards, with at least 1 seed: omit --stream, and use --seeds 1 or more"
-        )
+    check_options(options.data, seeds)
     archive, out = begin(options, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(phantoms_with_boxes(archive, out, FINDINGS), out, recipe)

@@ -43,6 +43,14 @@ class Study(Protocol):
     def run(self) -> RunOptions: ...
 
 
+def check_options(data: ArchiveOptions, seeds: int) -> None:
+    """Raise UserError unless the networks of a study can be evaluated on the same shards, with some seed."""
+    if data.stream:
+        raise UserError("expected shards, on which all networks are evaluated, got --stream: omit it")
+    if seeds < 1:
+        raise UserError(f"--seeds: expected 1 or more, got {seeds}")
+
+
 def begin(study: Study, networks: int) -> tuple[ArchiveOptions, str]:
     """Check the input, join or start the cluster, and show the plan for so many networks; the archive with the
     headers that were scanned, and the normalized `out`.

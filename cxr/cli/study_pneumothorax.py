@@ -9,7 +9,7 @@ import torch
 
 from cxr.benchmarks.studies import segmentation, segmentation_report
 from cxr.cli.phantoms import siim_phantoms
-from cxr.cli.study_networks import begin, networks_record, scored, write_files
+from cxr.cli.study_networks import begin, check_options, networks_record, scored, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.data.batch import best_device
 from cxr.errors import UserError
@@ -49,8 +49,7 @@ def run_study(options: Options) -> dict[str, Any]:
     """
     recipe, run, seeds = options.recipe, options.run, options.seeds
     chosen = named(options.networks, recipe)
-    if options.data.stream:
-        raise UserError("all networks are evaluated on the same shards: omit --stream")
+    check_options(options.data, seeds)
     archive, out = begin(options, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(siim_phantoms(archive, out), out, recipe)

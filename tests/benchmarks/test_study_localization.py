@@ -168,7 +168,7 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"variants: expected some of multiscale, fused, uniform, last, .* got first"):
         main(Options(out=out, variants=("first",)))
-    with pytest.raises(UserError, match="omit --stream"):
+    with pytest.raises(UserError, match="got --stream: omit it"):
         main(Options(out=out, data=ArchiveOptions(stream=True)))
     phantom = phantom_command.Options(out=out, layout="siim", findings=("Mass",))
     with pytest.raises(UserError, match="which has fixed findings, got Mass"):

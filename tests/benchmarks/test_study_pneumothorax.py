@@ -133,8 +133,10 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"networks: expected some of small_unet, unet-resnet18.* got segnet"):
         main(Options(out=out, networks=("segnet",)))
-    with pytest.raises(UserError, match="omit --stream"):
+    with pytest.raises(UserError, match="got --stream: omit it"):
         main(Options(out=out, data=ArchiveOptions(stream=True)))
+    with pytest.raises(UserError, match="--seeds: expected 1 or more, got 0"):
+        main(Options(out=out, seeds=0))
     assert not Path(out).exists()
 
 
