@@ -85,7 +85,7 @@ def prepared(archive: ArchiveOptions, recipes: Mapping[str, ClassifyRecipe], fol
     """The URIs of the shards of each variant, in FOLDER/VARIANT/shards."""
     data = {name: ensure_shards(archive, storage.join(folder, name), recipes[name]) for name in (INITIAL, ALIGNED)}
     made = storage.join(folder, ECC, "shards")
-    if not shards.is_shards(made) or shards.read_info(made).crop:
+    if not shards.is_shards(made):
         templates = storage.join(folder, ECC, "templates.npz")
         if not storage.exists(templates):
             ecc_crop.write_templates(templates, training_images(data[INITIAL], ecc_crop.SIZE))
@@ -99,9 +99,6 @@ def prepared(archive: ArchiveOptions, recipes: Mapping[str, ClassifyRecipe], fol
             enhance=recipes[ECC].enhancement,
             labeling=archive.labeling,
         )
-        # No recipe can ask for ECC: for the classifier of this study, these are images like any others.
-        about = storage.read_json(storage.join(made, shards.ARCHIVE_FILE))
-        storage.write_json(storage.join(made, shards.ARCHIVE_FILE), {k: v for k, v in about.items() if k != "crop"})
     return data | {ECC: made}
 
 

@@ -103,7 +103,10 @@ Content = Callable[[], bytes | Image]
 class CropSettings(Protocol):
     """Settings of a crop that can be recorded, and from which each process makes its own `Crop`."""
 
-    def describe(self) -> dict[str, Any]: ...
+    def describe(self) -> dict[str, Any]:
+        """What shards record, and recipes must ask for; empty if images are to count as whole."""
+        ...
+
     def loaded(self) -> Crop: ...
 
 

@@ -115,7 +115,7 @@ def ingest(
         cluster.check_shared(uri)
     source = find_source(archive, reading.source).name
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
-    origin |= {"crop": crop.describe()} if crop else {}
+    origin |= {"crop": recorded} if crop and (recorded := crop.describe()) else {}
     origin |= {"enhancement": enhance.describe()} if enhance else {}
     origin |= reading.describe() | labeling.describe()
     settings = json.loads(json.dumps({"job": "ingest", **origin, "limit": limit}))

@@ -42,7 +42,8 @@ class EccCrop:
     uri: str
 
     def describe(self) -> dict[str, Any]:
-        return {"rule": "ecc", "templates": self.uri}
+        """Nothing: no recipe can ask for ECC, so that to a classifier the shards contain images like any others."""
+        return {}
 
     def loaded(self) -> Callable[[np.ndarray], AlignedFrame]:
         """From an original's pixels (H, W), uint8 or uint16, to the frame to resample them in."""
