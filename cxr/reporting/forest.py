@@ -25,11 +25,13 @@ class ForestLine:
     Args:
         values: metrics by name; without any, the line is a heading.
         reference: its values are drawn as dashed lines through the panels.
+        points: more values of a metric to show as dots, such as those of each seed.
     """
 
     label: str
     values: Mapping[str, MeanInterval] = field(default_factory=dict)
     reference: bool = False
+    points: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def forest_figure(
@@ -40,6 +42,8 @@ def forest_figure(
     Args:
         differences: metrics in whose panels 0 means no difference and is marked by a dashed line.
     """
+    from matplotlib.ticker import MaxNLocator
+
     columns = min(_COLUMNS, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = new_figure(2.2 + _PANEL * columns, rows * (0.9 + _ROW * len(lines)))
@@ -58,11 +62,14 @@ def forest_figure(
                 ax.axvline(value.value, color=palette.NEUTRAL, lw=0.9, ls="--")
             ax.plot([value.low, value.high], [place, place], color=color, lw=1.6)
             ax.plot(value.value, place, marker, color=color, ms=5)
+            if points := line.points.get(metric):
+                ax.plot(points, [place] * len(points), "o", color=palette.NEUTRAL, ms=3, alpha=0.8)
         ax.set_title(metric, fontsize=10)
         ax.grid(axis="x", color=palette.GRID)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.tick_params(axis="y", length=0)
         ax.tick_params(axis="x", labelsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
         ax.set_axisbelow(True)
     for ax in axes[:, 0]:
         ax.set_yticks(range(len(lines)), [line.label for line in lines], fontsize=9)

@@ -95,7 +95,10 @@ def test_the_table_and_the_csv_file_agree(results: list[SeedResults]) -> None:
     assert f"{float(rows[3]['auroc']):.3f}" in text
     metrics = classifiers.metrics(results)
     assert metrics["clahe/gain"] == pytest.approx(float(rows[3]["gain"]))
-    assert len(classifiers.picture(results).axes) == 2
+    auroc, gain = classifiers.picture(results).axes
+    seeds = [line.get_xdata() for line in auroc.get_lines() if line.get_markersize() == 3]
+    assert [list(points) for points in seeds] == [each.values.mean(1).tolist() for each in results]
+    assert "minus none" in gain.get_title()
 
 
 @pytest.mark.parametrize("spread", [0.01, 0.04, 0.1])

@@ -19,7 +19,7 @@ from cxr import schema
 from cxr.benchmarks.studies import align
 from cxr.benchmarks.studies.align import Masked
 from cxr.benchmarks.studies.classifiers import LEGEND
-from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults
+from cxr.benchmarks.studies.seed_results import SeedResults
 from cxr.data import shards
 from cxr.data.batch import NO_MASK, to_columns, to_tensors
 from cxr.data.decode import WHOLE
@@ -27,7 +27,6 @@ from cxr.families import lung_pretraining
 from cxr.imaging.aligned_frame import from_units
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.alignment import off_diagonal_mean
-from cxr.metrics.bootstrap import MeanInterval
 from cxr.models.backbones import normalize_contrast
 from cxr.reporting.forest import ForestLine, forest_figure
 from cxr.reporting.tables import csv_text, markdown, number
@@ -212,12 +211,8 @@ def picture(results: Sequence[ArchiveResult]) -> Figure:
     for of_archive in results:
         lines.append(ForestLine(of_archive.archive))
         for each in of_archive.variants:
-            values = {_AUROC: _plain(each.mean())}
+            values = {_AUROC: each.mean().mean_interval}
             if each.name != INITIAL:
-                values[_GAIN] = _plain(each.gain(of_archive.variants[0]))
+                values[_GAIN] = each.gain(of_archive.variants[0]).mean_interval
             lines.append(ForestLine(each.name, values))
     return forest_figure(lines, [_AUROC, _GAIN], differences=[_GAIN])
-
-
-def _plain(mean: SeedMean) -> MeanInterval:
-    return MeanInterval(mean.value, mean.low, mean.high)

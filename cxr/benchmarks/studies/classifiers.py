@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults, finite
 from cxr.errors import UserError
@@ -19,7 +18,7 @@ from cxr.evaluation.run import Run
 from cxr.metrics.bootstrap import RESAMPLES, column_means
 from cxr.metrics.classification.ranking import auroc
 from cxr.metrics.classification.resampled_auroc import resampled_aurocs
-from cxr.reporting import palette
+from cxr.reporting.forest import ForestLine, forest_figure
 from cxr.reporting.tables import csv_text, markdown, number
 
 LEGEND = (
@@ -104,24 +103,13 @@ def metrics(results: Sequence[SeedResults]) -> dict[str, float]:
 
 
 def picture(results: Sequence[SeedResults]) -> Figure:
-    """Two panels: mean AUROC with its interval and one dot per seed, and the difference from the first result."""
-    figure = Figure(figsize=(9, 0.34 * len(results) + 1.3), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for row, each in enumerate(reversed(results)):
-        intervals = [(left, each.mean())] + [(right, each.gain(results[0]))] * (each is not results[0])
-        for axes, of in intervals:
-            axes.plot([of.low, of.high], [row] * 2, color=palette.MODEL, lw=2, alpha=0.5, solid_capstyle="butt")
-            axes.plot([of.value], [row], "|", color="black", ms=12, mew=2)
-        left.plot(each.values.mean(1), [row] * len(each.values), "o", color=palette.MODEL, ms=4, alpha=0.6)
-    right.axvline(0, color=palette.NEUTRAL, ls="--", lw=1)
-    left.set_yticks(range(len(results)), [each.name for each in reversed(results)], fontsize=9)
-    left.set_ylim(-0.6, len(results) - 0.4)
-    titles = (left, "mean AUROC (95 %); dots: seeds"), (right, f"minus {results[0].name} (95 %)")
-    for axes, title in titles:
-        axes.set_title(title, loc="left", fontsize=9)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.tick_params(axis="x", labelsize=8)
-        axes.grid(axis="x", color=palette.GRID)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    """Mean AUROC of each result with one dot per seed, and its difference from the first, both with intervals."""
+    auroc_title, gain_title = "mean AUROC (95 %); dots: seeds", f"minus {results[0].name} (95 %)"
+    lines = []
+    for each in results:
+        values = {auroc_title: each.mean().mean_interval}
+        if each is not results[0]:
+            values[gain_title] = each.gain(results[0]).mean_interval
+        points = {auroc_title: each.values.mean(1).tolist()}
+        lines.append(ForestLine(each.name, values, reference=each is results[0], points=points))
+    return forest_figure(lines, [auroc_title, gain_title], differences=[gain_title])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.bootstrap import ENDS
+from cxr.metrics.bootstrap import ENDS, MeanInterval
 from cxr.reporting.tables import interval
 
 
@@ -24,6 +24,11 @@ class SeedMean:
     def cell(self, digits: int = 3) -> str:
         """The mean with its interval, for a table."""
         return interval(self.value, self.low, self.high, digits)
+
+    @property
+    def mean_interval(self) -> MeanInterval:
+        """The mean and its interval alone."""
+        return MeanInterval(self.value, self.low, self.high)
 
     def named(self, name: str) -> dict[str, float]:
         """NAME, NAME_low, NAME_high and NAME_sd."""
