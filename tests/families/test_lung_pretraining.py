@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from cxr.cli.commands import train_phantom_lungs
 from cxr.errors import UserError
 from cxr.families import lung_pretraining
 from cxr.families.lung_pretraining import LungTraining
@@ -98,3 +99,10 @@ def test_training_generalizes_to_held_out_phantoms() -> None:
     training = LungTraining(sizes=(96,), phantoms=400, steps=250)
     _, metrics = lung_pretraining.train(training, torch.device("cpu"))
     assert metrics["dice"] > 0.93
+
+
+def test_sizes_that_the_network_never_sees_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"--sizes: expected at most 160 px, got 192: .* omit it"):
+        train_phantom_lungs.main(train_phantom_lungs.Options(out=str(out), sizes=(64, 192), steps=1))
+    assert not out.exists()

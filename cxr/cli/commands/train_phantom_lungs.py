@@ -61,8 +61,8 @@ def main(options: Options) -> dict[str, Any]:
     out = storage.normalize(options.out)
     if options.steps and max(options.sizes) > LARGEST_PX:
         raise UserError(
-            f"sizes: expected at most {LARGEST_PX}, got {max(options.sizes)}: larger images are reduced to "
-            f"{LARGEST_PX} px before the network sees them"
+            f"--sizes: expected at most {LARGEST_PX} px, got {max(options.sizes)}: larger images are reduced to "
+            f"{LARGEST_PX} px before the network sees them, so omit it"
         )
     training = lung_pretraining.LungTraining(options.sizes, options.phantoms, options.steps, options.seed)
     if options.steps:
