@@ -274,16 +274,19 @@ class AttendRecipe(HeatmapBoxesRecipe):
 
     def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """located: the image and, with an aligner, the aligned image, both with the boxes of the finding with the
-        highest box score."""
+        highest box score, and its name with this score."""
         x, theta = unit_pixels(batch, self.size), raw[schema.THETA]
         shown = [(x, theta)]
         if self.aligner:
             shown.append((warp(x, theta), identity(len(x))))
-        sides = []
+        sides, titles = [], list[str]()
         for image, to_image in shown:
             boxes = predict_boxes(raw[LOGITS], to_image, self.box_rule, p_BK=raw[schema.PROBABILITIES])
+            titles = titles or [top_title(of_image, _attention(network).findings) for of_image in boxes]
             sides.append(outlined_boxes(image, top_boxes(boxes, self.max_boxes)))
-        return {"located": torch.cat(sides, 2)}
+        pictures = torch.cat(sides, 2).numpy()
+        named = [attention.titled(picture, title) for picture, title in zip(pictures, titles, strict=True)]
+        return {"located": torch.from_numpy(np.stack(named))}
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """See `draw`."""
@@ -509,6 +512,14 @@ def top_boxes(predicted: Sequence[MapBoxes], max_boxes: int) -> Tensor:
             of_finding = boxes.boxes_N4[boxes.index_N == boxes.index_N[boxes.score_N.argmax()]]
             top[i, : len(of_finding)] = torch.from_numpy(of_finding)
     return top
+
+
+def top_title(boxes: MapBoxes, findings: Sequence[str]) -> str:
+    """The finding with the highest box score, and this score."""
+    if not len(boxes):
+        return "no box"
+    best = boxes.score_N.argmax()
+    return f"{findings[boxes.index_N[best]]} {boxes.score_N[best]:.2f}"
 
 
 def _attention(network: nn.Module) -> ContrastAttention:

@@ -27,6 +27,7 @@ from cxr.families.attend import (
     choose_partners,
     predict_boxes,
     top_boxes,
+    top_title,
 )
 from cxr.families.base import ScoringContext, SingleProcess
 from cxr.families.outlines import PREDICTION_COLOR, outlined_boxes
@@ -289,7 +290,9 @@ def test_the_checkpoint_holds_mean_thresholds_and_aligner(aligner: tuple[AttendR
     assert torch.equal(ours, theirs)
     task.save_pictures(some, tmp_path, list("abcdefgh"))
     assert (tmp_path / "attention.png").stat().st_size > 1000
-    assert recipe.render(kept.network, batch())["located"].shape == (8, 64, 128, 3)
+    located = recipe.render(kept.network, batch())["located"]
+    assert located.shape == (8, 64, 128, 3)
+    assert (located == 255).all(-1).flatten(1).any(1).all(), "each is titled"
 
 
 def test_predicted_boxes_are_mapped_back_through_alignment() -> None:
@@ -344,6 +347,7 @@ def test_pictures_show_the_boxes_of_the_top_finding() -> None:
     found = predict_boxes(logits, identity(2), BoxRule(), min_score=0.05)
     top = top_boxes(found, 3)
     assert top[0, 0].tolist() == pytest.approx([0, 0, 0.5, 0.5])
+    assert [top_title(boxes, FINDINGS) for boxes in found] == ["Nodule 0.89", "no box"]
     assert top.isnan().all(-1).tolist() == [[False, True, True], [True] * 3]
     outline = (outlined_boxes(torch.zeros(2, 1, 32, 32), top) == torch.tensor(PREDICTION_COLOR)).all(-1)
     assert outline[0].sum() == 16 * 16 - 14 * 14
