@@ -280,9 +280,10 @@ class AttendRecipe(HeatmapBoxesRecipe):
         if self.aligner:
             shown.append((warp(x, theta), identity(len(x))))
         sides, titles = [], list[str]()
+        findings: Sequence[str] = network.findings  # pyright: ignore[reportAssignmentType]
         for image, to_image in shown:
             boxes = predict_boxes(raw[LOGITS], to_image, self.box_rule, p_BK=raw[schema.PROBABILITIES])
-            titles = titles or [top_title(of_image, _attention(network).findings) for of_image in boxes]
+            titles = titles or [top_title(of_image, findings) for of_image in boxes]
             sides.append(outlined_boxes(image, top_boxes(boxes, self.max_boxes)))
         pictures = torch.cat(sides, 2).numpy()
         named = [attention.titled(picture, title) for picture, title in zip(pictures, titles, strict=True)]
