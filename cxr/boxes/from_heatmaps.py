@@ -11,7 +11,7 @@ import numpy as np
 
 from cxr.imaging.geometry import ResizeTransform
 
-ThresholdMode = Literal["share", "otsu", "wang"]
+ThresholdMode = Literal["fraction", "otsu", "wang"]
 FULL = 255  # the uint8 value of heat 1
 WANG = (60, 180)
 _UNREACHABLE = FULL + 1  # threshold of maps without a box
@@ -21,9 +21,9 @@ _UNREACHABLE = FULL + 1  # threshold of maps without a box
 class BoxRule:
     """How heat maps are thresholded, and which of the resulting boxes are kept.
 
-    Modes: share: cells of at least `threshold` times the map's own maximum, so that the box of a peak is as wide as
-    the peak at that fraction of its height. otsu: cells above the map's Otsu threshold (Otsu 1979). wang: cells of at
-    least 60 of 255 and, separately, cells of at least 180, which often gives a box within a box.
+    Modes: fraction: cells of at least `threshold` times the map's own maximum, so that the box of a peak is as wide
+    as the peak at that fraction of its height. otsu: cells above the map's Otsu threshold (Otsu 1979). wang: cells of
+    at least 60 of 255 and, separately, cells of at least 180, which often gives a box within a box.
 
     Args:
         min_peak: a map whose maximum, in [0, 1], is lower has no box.
@@ -34,7 +34,7 @@ class BoxRule:
         ValueError: a value is out of range.
     """
 
-    mode: ThresholdMode = "share"
+    mode: ThresholdMode = "fraction"
     threshold: float = 0.5
     min_peak: float = 0.1
     max_boxes: int = 3
@@ -58,7 +58,7 @@ class BoxRule:
         """(M, L) int thresholds: a cell is hot from this value on; above 255 for maps below `min_peak`.
 
         Args:
-            threshold_M: for mode share, each map's own threshold instead of `threshold`.
+            threshold_M: for mode fraction, each map's own threshold instead of `threshold`.
         """
         highest = maps_MHW.max((1, 2), initial=0)[:, None]
         if self.mode == "wang":

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 MULTISCALE, LAST = "multiscale", "last"
 # Settings in which each variant's recipe differs from that of the job.
 VARIANTS: dict[str, dict[str, str]] = {
-    MULTISCALE: {"cam_stages": "all", "relevance": "learned"},
-    "fused": {"cam_stages": "all", "relevance": "learned", "fusion": "maps"},
-    "uniform": {"cam_stages": "all", "relevance": "uniform"},
+    MULTISCALE: {"cam_stages": "all", "stage_weights": "learned"},
+    "logits": {"cam_stages": "all", "stage_weights": "learned", "combine_stages": "logits"},
+    "uniform": {"cam_stages": "all", "stage_weights": "uniform"},
     LAST: {"cam_stages": "last"},
     **{
-        f"{name}-{pooling}": {"cam_stages": stages, "relevance": "learned", "pooling": pooling}
+        f"{name}-{pooling}": {"cam_stages": stages, "stage_weights": "learned", "pooling": pooling}
         for name, stages in ((MULTISCALE, "all"), (LAST, "last"))
         for pooling in ("mean", "max", "lse")
     },

@@ -29,7 +29,7 @@ from cxr.families.attend import LOGITS
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.detect import PREDICTIONS
-from cxr.families.localize import BOX_THRESHOLDS, HEAT
+from cxr.families.localize import BOX_OFFSETS, BOX_THRESHOLDS, HEAT
 from cxr.families.segmentation import MASK_VALUES
 from cxr.models.input_contract import CropRule
 
@@ -45,6 +45,8 @@ OUTPUTS = {
     "one, both from -1 to 1 between the image's outer edges (x, then y)",
     HEAT: "uint8 (batch, findings, rows, columns): heat maps of the whole image; 255 is heat 1",
     BOX_THRESHOLDS: "float32 (batch, findings): fraction of a heat map's maximum above which cells belong to a box",
+    BOX_OFFSETS: "float32 (batch, findings, 4): how boxes are moved, in widths and heights of the box (x, y), and "
+    "the logarithms of the factors by which they are scaled (x, y)",
     LOGITS: "float32 (batch, findings, rows, columns): logits of each cell of the aligned image",
     PREDICTIONS: "float32 (batch, boxes, 6): x_min, y_min, x_max, y_max as fractions of the image, score in "
     "[0, 1], index of the finding; best box first, padded with NaN",
@@ -59,7 +61,8 @@ CONTENTS: dict[CropRule, str] = {
     "center": "gray values from 0 to 255, dense tissue bright: the largest centered square of the image, resized",
 }
 REMAINING = {
-    HEAT: "Boxes are drawn around connected regions of the heat maps above a threshold (cxr/boxes/from_heatmaps.py).",
+    HEAT: "Boxes are drawn around connected regions of the heat maps above a threshold (cxr/boxes/from_heatmaps.py), "
+    "and then moved and scaled by an offset (cxr/boxes/offsets.py).",
     LOGITS: "Boxes are drawn around connected regions of the logits' sigmoid, and moved to the image by theta "
     "(predict_boxes in cxr/families/attend.py).",
     MASK_VALUES: "The mask is resized to the original image (linear interpolation of mask_values, then >= 0.5). "

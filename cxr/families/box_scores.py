@@ -28,12 +28,12 @@ class HeatmapBoxesRecipe(ClassifierRecipe):
 
     score_columns: ClassVar[pa.Schema] = pa.schema([*ClassifierRecipe.score_columns, *schema.BOX_SCORES])
 
-    box_threshold_mode: ThresholdMode = "share"
-    """How a map is thresholded before boxes are drawn around its connected regions. share: at a fraction of the map's
-    maximum; otsu: at Otsu's threshold; wang: at each of two fixed thresholds, 60 and 180 of 255 (Wang et al.
+    box_threshold_mode: ThresholdMode = "fraction"
+    """How a map is thresholded before boxes are drawn around its connected regions. fraction: at a fraction of the
+    map's maximum; otsu: at Otsu's threshold; wang: at each of two fixed thresholds, 60 and 180 of 255 (Wang et al.
     2017)."""
     box_threshold: float = 0.5
-    """Fraction of the map's maximum, for --box-threshold-mode share."""
+    """Fraction of the map's maximum, for --box-threshold-mode fraction."""
     min_box_score: float = 0.1
     """Minimum of a map's maximum, in [0, 1]: findings whose maps stay below it get no box."""
     max_boxes: int = 3

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -15,12 +14,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from torch import Tensor, nn
 
 from cxr import schema
-from cxr.boxes import iou
 from cxr.boxes.from_heatmaps import FULL, BoxRule, MapBoxes, boxes_of
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
+from cxr.families import box_tuning
 from cxr.families.base import Batches, Communicator, one_of, unit_pixels
 from cxr.families.box_scores import HeatmapBoxesRecipe
+from cxr.families.box_tuning import TuningExample, adjusted
 from cxr.families.classifier_base import (
     ClassifierTask,
     balanced_class_weights,
@@ -33,20 +33,22 @@ from cxr.models.input_contract import IMAGENET, InputContract
 from cxr.models.multiscale_cam import (
     CAM_BACKBONES,
     CamBackbone,
-    Fusion,
+    Combination,
     MultiscaleCAM,
     Pooling,
-    Relevance,
     StageChoice,
+    StageWeights,
 )
 from cxr.models.pretrained import Fit
 from cxr.reporting import attention, figures, palette
 
 HEAT = "heat"  # additional prediction: maps (B, F, h, w), uint8
-BOX_THRESHOLDS = "box_thresholds"  # additional prediction: of each map, (B, F)
+BOX_THRESHOLDS = "box_thresholds"  # buffer, and additional prediction: of each map, (B, F)
+BOX_OFFSETS = "box_offsets"  # buffer, and additional prediction: of the boxes of each map, (B, F, 4)
 MIN_IOU = 0.3  # of a predicted and a true box for the finding to count as located
-TUNING_GRID = tuple(round(0.05 * step, 2) for step in range(2, 19))  # box thresholds from .1 to .9
-MIN_TUNING_IMAGES = 5  # validation images with boxes of a finding from which its box threshold is chosen
+SHARPENING = 0.3  # fraction of the epochs in which log-sum-exp pooling sharpens
+WITHOUT_LAST = "without_last"  # column of an augmented batch: images that are classified without the last stage's map
+CONTEXT_DROPOUT = 0.5  # fraction of the training images that are classified without the last stage's map
 PICTURED = 8  # images in the picture of a run
 
 
@@ -54,16 +56,22 @@ PICTURED = 8  # images in the picture of a run
 class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     """Multiscale class activation maps (Sedai et al. 2018, arXiv 1808.08280).
 
-    The paper's settings are backbone=densenet121, pooling=mean and backbone_pretrained=IMAGENET1K_V1.
+    The paper's settings are backbone=densenet121, pooling=mean, combine_stages=logits and
+    backbone_pretrained=IMAGENET1K_V1.
     """
 
     family: ClassVar[str] = "localize"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES)
+    decision_buffers: ClassVar[tuple[str, ...]] = (
+        *HeatmapBoxesRecipe.decision_buffers,
+        BOX_THRESHOLDS,
+        BOX_OFFSETS,
+    )
 
     size: int = 192
     epochs: int = 20
     batch_size: int = 16
-    lr: float = 2e-3
+    lr: float = 1e-3
 
     backbone: CamBackbone = "small"
     """Backbone. small: a ResNet with 250,000 parameters, for CPUs; otherwise a torchvision network."""
@@ -72,41 +80,48 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     4 and 8 times this."""
     cam_stages: StageChoice = "all"
     """Backbone stages that produce maps: all four, or only the last (CAM, Zhou et al. 2016)."""
-    relevance: Relevance = "learned"
+    stage_weights: StageWeights = "learned"
     """Weights of the stages' maps: learned per finding, or uniform."""
     pooling: Pooling = "lse"
     """How a map is reduced to a logit: its mean, its max, or log-sum-exp (lse), which is in between."""
     lse_r: float = 6.0
     """Sharpness r of log-sum-exp pooling (Pinheiro and Collobert 2015): near 0 it equals the mean, above 10 nearly
     the maximum."""
-    fusion: Fusion = "logits"
+    lse_r_start: float = 1.0
+    """r of log-sum-exp in the first epoch, if it is below --lse-r. It rises to --lse-r over the first 30 % of the
+    epochs: large findings are first learned over their whole area, then small ones at their peak. With fewer than 4
+    epochs, r is constant."""
+    combine_stages: Combination = "maps"
     """How the stages are combined. logits: each stage's map is pooled, and the logits are combined, as published;
-    maps: the maps are combined before pooling. Small findings are learned earlier with maps, unless pooling is
-    mean."""
-    relevance_gain: float = 10.0
-    """Learning rate of the relevance, relative to other weights. At 1, relevance stays nearly uniform."""
+    maps: the maps are combined before pooling, and boxes are made without the map of the last stage. Small findings
+    are learned earlier with maps, unless pooling is mean."""
+    stage_weight_gain: float = 3.0
+    """Learning rate of the stage weights, relative to that of other weights. At 1, they stay nearly uniform."""
     pos_weight_power: float = 1.0
     """Exponent p of the weights (N / N_class)^p of the positives and negatives of a finding in the cross-entropy. 1:
     as published (beta_P, beta_N); 0: unweighted. (Family aecnn weights only the positives.)"""
 
     map_stride: int = 4
     """Input pixels per cell of the maps from which boxes are made."""
-    tune_box_threshold: bool = True
-    """With --box-threshold-mode share, choose the threshold of each finding that has boxes in 5 or more validation
-    images: the one with the highest mean IoU (Choe et al. 2020). Other findings keep --box-threshold."""
+    tune_boxes: bool = True
+    """With --box-threshold-mode fraction, adjust the boxes of each finding to the validation images with boxes of it.
+    From 5 images on, its threshold is chosen (Choe et al. 2020). From 10 images on, its boxes are also moved and
+    scaled by their median offset from the true ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("backbone", self.backbone, CAM_BACKBONES)
         one_of("stem_stride", self.stem_stride, get_args(StemStride))
         one_of("cam_stages", self.cam_stages, get_args(StageChoice))
-        one_of("relevance", self.relevance, get_args(Relevance))
+        one_of("stage_weights", self.stage_weights, get_args(StageWeights))
         one_of("pooling", self.pooling, get_args(Pooling))
-        one_of("fusion", self.fusion, get_args(Fusion))
+        one_of("combine_stages", self.combine_stages, get_args(Combination))
         if not 0 < self.lse_r < math.inf:
             raise UserError(f"lse_r: expected a positive number, got {self.lse_r}")
-        if not 0 < self.relevance_gain < math.inf:
-            raise UserError(f"relevance_gain: expected a positive number, got {self.relevance_gain}")
+        if not 0 < self.lse_r_start < math.inf:
+            raise UserError(f"lse_r_start: expected a positive number, got {self.lse_r_start}")
+        if not 0 < self.stage_weight_gain < math.inf:
+            raise UserError(f"stage_weight_gain: expected a positive number, got {self.stage_weight_gain}")
         if not 0 <= self.pos_weight_power <= 2:
             raise UserError(f"pos_weight_power: expected a number from 0 to 2, got {self.pos_weight_power}")
         if self.map_stride < 1 or self.size % self.map_stride:
@@ -118,13 +133,18 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
             findings,
             self.stem_stride,
             stages=self.cam_stages,
-            relevance=self.relevance,
+            stage_weights=self.stage_weights,
             pooling=self.pooling,
-            lse_r=self.lse_r,
-            fusion=self.fusion,
-            relevance_gain=self.relevance_gain,
+            lse_r=min(self.lse_r_start, self.lse_r) if self.sharpening_epochs else self.lse_r,
+            combine_stages=self.combine_stages,
+            stage_weight_gain=self.stage_weight_gain,
             box_threshold=self.box_threshold,
         )
+
+    @property
+    def sharpening_epochs(self) -> int:
+        """The number of epochs in which log-sum-exp pooling sharpens."""
+        return int(SHARPENING * self.epochs)
 
     def task(self, network: nn.Module) -> LocalizeTask:
         return LocalizeTask(self, network)
@@ -144,10 +164,18 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
         return (*super().shared_settings(), "map_stride")
 
     def raw_predictions(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Probabilities, the heat maps that `scored` makes boxes of, and the thresholds for these."""
-        cam = _cam(network)
-        _, heat_BFhw, p_BF = attend(cam, unit_pixels(batch, self.size), self.map_stride)
-        return {schema.PROBABILITIES: p_BF, HEAT: heat_BFhw, BOX_THRESHOLDS: cam.box_thresholds.expand_as(p_BF)}
+        """Probabilities, and the heat maps that `scored` makes boxes of."""
+        _, heat_BFhw, p_BF = attend(_cam(network), unit_pixels(batch, self.size), self.map_stride)
+        return {schema.PROBABILITIES: p_BF, HEAT: heat_BFhw}
+
+    def decide(self, raw: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+        """The raw predictions, decisions, and the network's thresholds and offsets of boxes."""
+        p_BF = raw[schema.PROBABILITIES]
+        of_boxes = {
+            BOX_THRESHOLDS: network.get_buffer(BOX_THRESHOLDS).expand_as(p_BF),
+            BOX_OFFSETS: network.get_buffer(BOX_OFFSETS).expand(*p_BF.shape, 4),
+        }
+        return super().decide(raw, network) | of_boxes
 
     def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
         """The attention maps that boxes are made of, on the scale of the validation images."""
@@ -156,24 +184,24 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
 
     def predicted_boxes(self, predicted: Mapping[str, Tensor]) -> list[MapBoxes]:
         heat_BFhw = predicted[HEAT].cpu().numpy()
-        p_BF, threshold_BF = (
-            predicted[name].float().cpu().numpy() for name in (schema.PROBABILITIES, BOX_THRESHOLDS)
+        p_BF, threshold_BF, offset_BF4 = (
+            predicted[name].float().cpu().numpy() for name in (schema.PROBABILITIES, BOX_THRESHOLDS, BOX_OFFSETS)
         )
-        images = zip(heat_BFhw, p_BF, threshold_BF, strict=True)
-        return [predict_boxes(heat, p, self.box_rule, thresholds) for heat, p, thresholds in images]
+        images = zip(heat_BFhw, p_BF, threshold_BF, offset_BF4, strict=True)
+        return [predict_boxes(heat, p, self.box_rule, *tuned) for heat, p, *tuned in images]
 
     def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """overlay: the map and boxes of the most probable finding."""
         overlays = []
         findings: Sequence[str] = network.findings  # pyright: ignore[reportAssignmentType]
         x = unit_pixels(batch, self.size)
-        shown = (x[:, 0], raw[HEAT], raw[schema.PROBABILITIES], raw[BOX_THRESHOLDS])
-        for image_HW, heat_Fhw, p_F, threshold_F in zip(
-            *(values.float().cpu().numpy() for values in shown), strict=True
-        ):
+        tuned_F = [network.get_buffer(name).cpu().numpy() for name in (BOX_THRESHOLDS, BOX_OFFSETS)]
+        shown = (x[:, 0], raw[HEAT], raw[schema.PROBABILITIES])
+        for image_HW, heat_Fhw, p_F in zip(*(values.float().cpu().numpy() for values in shown), strict=True):
             f = int(p_F.argmax())
             only = slice(f, f + 1)
-            boxes = predict_boxes(heat_Fhw[only].astype(np.uint8), p_F[only], self.box_rule, threshold_F[only])
+            tuned = (values_F[only] for values_F in tuned_F)
+            boxes = predict_boxes(heat_Fhw[only].astype(np.uint8), p_F[only], self.box_rule, *tuned)
             heated = attention.boxed(attention.heated(image_HW, heat_Fhw[f] / FULL), boxes.boxes_N4)
             overlays.append(attention.titled(heated, f"{findings[f]} {p_F[f]:.2f}"))
         return {"overlay": torch.from_numpy(np.stack(overlays))}
@@ -190,16 +218,18 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
             *(values.float().cpu().numpy() for values in (x[:, 0], by_stage, heat, p)), strict=True
         ):
             f = int(p_F.argmax())
-            weights = cam.relevance()[:, f].tolist()
+            weights = cam.stage_weights()[:, f].tolist()
             tiles = [
                 attention.titled(attention.heated(image_HW, map_Fhw[f]), f"stride {reach.stride}: {weight:.2f}")
                 for map_Fhw, reach, weight in zip(stages_SFhw, cam.fields, weights, strict=True)
             ]
             heated = attention.heated(image_HW, heat_Fhw[f] / FULL)
             stages.append(np.hstack([attention.colored(image_HW), *tiles, heated]))
-        raw = {schema.PROBABILITIES: p, HEAT: heat, BOX_THRESHOLDS: cam.box_thresholds.expand_as(p)}
-        overlay = self.draw(raw, network, batch)
+        overlay = self.draw({schema.PROBABILITIES: p, HEAT: heat}, network, batch)
         return {**overlay, "stages": torch.from_numpy(np.stack(stages))}
+
+    def raw_evaluation(self, network: nn.Module) -> LocalizeTask:
+        return LocalizeTask(self, network)
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate and pooling."""
@@ -210,7 +240,7 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
 
 
 class LocalizeTask(ClassifierTask):
-    """A multiscale CAM in training."""
+    """A multiscale CAM in training, or the evaluation of an ensemble of them."""
 
     recipe: LocalizeRecipe
 
@@ -225,7 +255,22 @@ class LocalizeTask(ClassifierTask):
 
     def augmented(self, batch: Batch) -> Batch:
         x_B1HW = self.recipe.augment_images(unit_pixels(batch, self.recipe.size))
-        return batch | {schema.PIXELS: x_B1HW[:, 0]}
+        changed = batch | {schema.PIXELS: x_B1HW[:, 0]}
+        if not self.cam.has_context:
+            return changed
+        dropped_B = torch.rand(len(x_B1HW)) < CONTEXT_DROPOUT
+        return changed | {WITHOUT_LAST: dropped_B.to(x_B1HW.device, non_blocking=True)}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        logits_BF = self.network(unit_pixels(batch, self.recipe.size), batch.get(WITHOUT_LAST))
+        return {"bce": self.bce(logits_BF, batch[schema.LABELS])}
+
+    def end_epoch(self, workers: Communicator) -> None:
+        """Sharpen log-sum-exp pooling for the next epoch. Validation already uses it."""
+        recipe = self.recipe
+        if recipe.sharpening_epochs:
+            factor = (recipe.lse_r / min(recipe.lse_r_start, recipe.lse_r)) ** (1 / recipe.sharpening_epochs)
+            self.cam.lse_r.mul_(factor).clamp_(max=recipe.lse_r)
 
     @torch.no_grad()
     def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
@@ -233,7 +278,8 @@ class LocalizeTask(ClassifierTask):
 
         localization_accuracy_iou30 is the fraction of `boxes_measured` (pairs of an image and a finding with true
         boxes) for which a predicted box has an IoU of at least 0.3 with a true one, in the frame of the network's
-        input. The scale of the maps and the box thresholds are chosen here and stored in the network.
+        input. The scale of the maps, and the thresholds and offsets of boxes, are chosen here, on the same images,
+        and stored in the network.
         """
         f = len(self.findings)
         rows = [torch.zeros(0, 2 * f * (1 + len(self.cam.heads)), device=self.class_weight.device)]
@@ -248,67 +294,74 @@ class LocalizeTask(ClassifierTask):
             means_SNF, peaks_SNF = torch.stack(map_values.split(f, 1)).chunk(2)
             low = _mean_where(labels_NF == schema.NEGATIVE, means_SNF)
             self.cam.scale_maps(low, _mean_where(labels_NF == schema.POSITIVE, peaks_SNF))
-        return self.evaluate_labels(p_and_labels) | self._choose_box_thresholds(batches, workers)
+        boxed = (self._only_boxed(batch) for batch in batches())  # a second pass, now that the scale is known
+        examples = [example for batch in boxed for example in self._examples(*batch)]
+        return self.evaluate_labels(p_and_labels) | self._tune_boxes(examples, workers)
 
-    def _choose_box_thresholds(self, batches: Batches, workers: Communicator) -> dict[str, float]:
-        """Chooses the box thresholds and measures the boxes that they give. A second pass, over images with boxes:
-        the scale of the maps is known only after the first."""
-        recipe, device = self.recipe, self.class_weight.device
-        tuned = recipe.tune_box_threshold and recipe.box_threshold_mode == "share"
-        grid = (*TUNING_GRID, recipe.box_threshold) if tuned else (recipe.box_threshold,)
-        rows = [torch.zeros(0, 1 + len(grid), device=device)]
-        rows += [overlaps.to(device) for batch in batches() for overlaps in self._overlaps(batch, grid)]
-        pairs = workers.gather(torch.cat(rows))
-        finding_N, overlap_NT = pairs[:, 0].long(), pairs[:, 1:]
-        choice_F = [len(grid) - 1] * len(self.findings)
-        for f in range(len(self.findings)) if tuned else ():
-            mine = finding_N == f
-            if mine.sum() >= MIN_TUNING_IMAGES:
-                choice_F[f] = int(overlap_NT[mine].mean(0).argmax())
-        self.cam.box_thresholds.copy_(torch.tensor([grid[choice] for choice in choice_F]))
-        if not len(pairs):
-            return {}
-        chosen_N = overlap_NT.gather(1, torch.tensor(choice_F, device=device)[finding_N, None])
-        located = (chosen_N >= MIN_IOU).float().mean().item()
-        return {"localization_accuracy_iou30": located, "boxes_measured": float(len(pairs))}
+    def evaluate_raw(
+        self, predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]], workers: Communicator
+    ) -> dict[str, float]:
+        rows, examples = [self.no_rows()], []
+        for batch, raw in predictions:
+            rows.append(label_rows(raw[schema.PROBABILITIES], batch))
+            examples += self._examples(batch, raw[HEAT])
+        return self.evaluate_labels(workers.gather(torch.cat(rows))) | self._tune_boxes(examples, workers)
 
-    def _overlaps(self, batch: Batch, thresholds: Sequence[float]) -> Iterator[Tensor]:
-        """For each image with true boxes, a row for each finding that has some: its index, and with each box
-        threshold the largest IoU of a predicted box and a true one."""
+    def _only_boxed(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """The images with true boxes, and their heat maps."""
         index = _images_with_boxes(batch)
+        batch = {name: values[index] for name, values in batch.items()}
         if not len(index):
-            return
-        x = unit_pixels({schema.PIXELS: batch[schema.PIXELS][index]}, self.recipe.size)
-        _, heat, _ = attend(self.cam, x, self.recipe.map_stride)
-        threshold_T = np.array(thresholds, np.float32)
-        for heat_FHW, padded in zip(heat.cpu().numpy(), batch[schema.BOXES][index], strict=True):
-            true_N5 = _without_padding(padded)
+            return batch, torch.zeros(0)
+        return batch, attend(self.cam, unit_pixels(batch, self.recipe.size), self.recipe.map_stride)[1]
+
+    def _examples(self, batch: Batch, heat_BFhw: Tensor) -> Iterator[TuningExample]:
+        """For each image with true boxes, an example for each finding that has some."""
+        heat = heat_BFhw.cpu().numpy()
+        for i in _images_with_boxes(batch).tolist():
+            true_N5 = _without_padding(batch[schema.BOXES][i])
             for f in np.unique(true_N5[:, 0]).astype(int):
-                same_THW = np.repeat(heat_FHW[f : f + 1], len(threshold_T), 0)
-                predicted = boxes_of(same_THW, self.recipe.box_rule, threshold_T)
-                overlap_N = iou(predicted.boxes_N4, true_N5[true_N5[:, 0] == f, 1:]).max(1, initial=0)
-                largest_T = np.zeros(len(threshold_T))
-                np.maximum.at(largest_T, predicted.index_N, overlap_N)
-                yield torch.tensor([[f, *largest_T.tolist()]])
+                true_N4 = true_N5[true_N5[:, 0] == f, 1:]
+                yield TuningExample.of(int(f), heat[i, f], true_N4, self.recipe.box_rule, self._thresholds)
+
+    @property
+    def _thresholds(self) -> tuple[float, ...]:
+        """The thresholds of boxes to choose from; the first is the one that is set."""
+        tuned = self.recipe.tune_boxes and self.recipe.box_threshold_mode == "fraction"
+        return (self.recipe.box_threshold, *(box_tuning.THRESHOLDS if tuned else ()))
+
+    def _tune_boxes(self, examples: Sequence[TuningExample], workers: Communicator) -> dict[str, float]:
+        """Choose the thresholds and offsets of boxes, and measure the boxes that they give."""
+        device = self.class_weight.device
+        chosen = box_tuning.tune(examples, len(self.findings), self._thresholds, workers, device)
+        self.network.get_buffer(BOX_THRESHOLDS).copy_(torch.from_numpy(chosen.thresholds))
+        self.network.get_buffer(BOX_OFFSETS).copy_(torch.from_numpy(chosen.offsets))
+        if not len(chosen.overlaps):
+            return {}
+        located = float((chosen.overlaps >= MIN_IOU).mean())
+        return {"localization_accuracy_iou30": located, "boxes_measured": float(len(chosen.overlaps))}
 
     def describe(self) -> dict[str, Any]:
-        """Relevance by finding, fine stages first; the scale of the maps, (stages, findings); thresholds of boxes and
-        of probabilities."""
-        relevance = self.cam.relevance().T.tolist()
-        return {
-            "relevance": dict(zip(self.findings, relevance, strict=True)),
-            "stage_strides_px": [reach.stride for reach in self.cam.fields],
-            "box_thresholds": dict(zip(self.findings, self.cam.box_thresholds.tolist(), strict=True)),
-            "map_scale": {"low": self.cam.low.tolist(), "high": self.cam.high.tolist()},
-            **super().describe(),
-        }
+        """Thresholds and offsets of boxes, and thresholds of probabilities. Of a single network, also the stage
+        weights by finding, fine stages first, and the scale of the maps, (stages, findings)."""
+        stages = {}
+        if isinstance(self.network, MultiscaleCAM):
+            stages = {
+                "stage_weights": dict(zip(self.findings, self.cam.stage_weights().T.tolist(), strict=True)),
+                "stage_strides_px": [reach.stride for reach in self.cam.fields],
+                "map_scale": {"low": self.cam.low.tolist(), "high": self.cam.high.tolist()},
+            }
+        buffers = {name: self.network.get_buffer(name).tolist() for name in (BOX_THRESHOLDS, BOX_OFFSETS)}
+        of_boxes = {name: dict(zip(self.findings, values, strict=True)) for name, values in buffers.items()}
+        return {**stages, **of_boxes, **super().describe()}
 
     @torch.inference_mode()
     def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
-        """relevance.png: the weights of the stages. boxes.png: images with true and predicted boxes, and the map."""
+        """stage_weights.png: the weights of the stages. boxes.png: images with true and predicted boxes, and their
+        maps."""
         strides = [f"stride {reach.stride}" for reach in self.cam.fields]
-        weights = attention.relevance_figure(self.cam.relevance().cpu().numpy(), self.findings, strides)
-        figures.save_figure(weights, str(folder), "relevance.png")
+        weights = attention.stage_weights_figure(self.cam.stage_weights().cpu().numpy(), self.findings, strides)
+        figures.save_figure(weights, str(folder), "stage_weights.png")
         batch = next(iter(batches()))
         index = _images_with_boxes(batch)[:PICTURED]
         if not len(index):
@@ -340,8 +393,8 @@ class LocalizeTask(ClassifierTask):
         """The image with true and predicted boxes, the map with the predicted ones, and the name and probability, of
         the first finding with true boxes, or else of the most probable one."""
         f = int(true_N5[0, 0]) if len(true_N5) else int(p_F.argmax())
-        thresholds_F = self.cam.box_thresholds.cpu().numpy()
-        predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule, thresholds_F)
+        tuned = (values.cpu().numpy() for values in (self.cam.box_thresholds, self.cam.box_offsets))
+        predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule, *tuned)
         boxes_N4 = predicted.boxes_N4[predicted.index_N == f]
         true_N4 = true_N5[true_N5[:, 0] == f, 1:]
         plain = attention.boxed(attention.colored(image_HW), true_N4, palette.TRUTH)
@@ -356,14 +409,19 @@ def attend(network: MultiscaleCAM, x_B1HW: Tensor, stride: int) -> tuple[list[Te
     return maps, heat, network.logits(maps).sigmoid()
 
 
-def predict_boxes(heat_FHW: np.ndarray, p_F: np.ndarray, rule: BoxRule, threshold_F: np.ndarray) -> MapBoxes:
+def predict_boxes(
+    heat_FHW: np.ndarray, p_F: np.ndarray, rule: BoxRule, threshold_F: np.ndarray, offset_F4: np.ndarray
+) -> MapBoxes:
     """Boxes of one image. A score is the finding's probability times the mean heat of the box's hot cells.
 
     Args:
-        threshold_F: threshold of each finding's map, for mode share.
+        threshold_F: threshold of each finding's map, for mode fraction.
+        offset_F4: offset by which the boxes of each finding are moved and scaled.
     """
     boxes = boxes_of(heat_FHW, rule, threshold_F)
-    return dataclasses.replace(boxes, score_N=boxes.score_N * p_F[boxes.index_N])
+    return MapBoxes(
+        boxes.index_N, adjusted(boxes.boxes_N4, offset_F4[boxes.index_N]), boxes.score_N * p_F[boxes.index_N]
+    )
 
 
 def _cam(network: nn.Module) -> MultiscaleCAM:

@@ -324,7 +324,16 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "localize": {
         "published": Preset(
             "Sedai et al. 2018: DenseNet-121, average pooling, images of 512 px.",
-            {"size": 512, "backbone": "densenet121", "backbone_pretrained": "IMAGENET1K_V1", "pooling": "mean"},
+            {
+                "size": 512,
+                "backbone": "densenet121",
+                "backbone_pretrained": "IMAGENET1K_V1",
+                "pooling": "mean",
+                "combine_stages": "logits",
+                "stage_weight_gain": 10.0,
+                "tune_boxes": False,
+                "lr": 2e-3,
+            },
             archive={"stored_size": 512},
             protocol="ChestX-ray14, 112,000 images, trained on labels only. The paper reports gains for nodules and "
             "masses over using only the last stage. Only its abstract and quotations in other papers were available; "
@@ -332,7 +341,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             differences=(
                 "maps are scaled by two numbers per stage and finding, which are measured on validation images, not "
                 "by each image's own range",
-                "the learning rate of the stages' relevance is ten times that of other weights",
+                "the learning rate of the stages' weights (the paper's relevance) is ten times that of other weights",
                 "maps are thresholded at half of their maximum to obtain boxes; for Wang et al.'s thresholds 60 and "
                 "180, use --box-threshold-mode wang",
                 "the optimizer (AdamW from 2e-3 along a cosine, 20 epochs of batches of 16, gradients clipped), the "

@@ -1,15 +1,20 @@
-"""Class activation maps of several stages, weighted by learned relevance (Sedai et al. 2018, arXiv 1808.08280).
+"""Class activation maps of several stages, with learned weights (Sedai et al. 2018, arXiv 1808.08280).
 
-A 1 x 1 convolution turns the features of each of a backbone's four stages into one map M per finding. Each stage has
-a relevance α, a softmax over the stages that is learned per finding. Small findings may be located where the grid is
-fine, large ones where receptive fields are large.
+A 1 x 1 convolution turns the features of each of a backbone's four stages into one map M per finding. For each
+finding, the stages have weights α (the paper's relevance), which are learned and sum to 1. Small findings may be
+located where the grid is fine, large ones where receptive fields are large.
 
-The paper (fusion "logits") pools the map of each stage and adds the results: the finding's logit is Σ α pool(M), and
-the attention map is Σ α n(M), interpolated to one grid. With fusion "maps", the logit is pool(Σ α M). For average
-pooling these logits are the same. With log-sum-exp or the maximum, the gradient of a fine map concentrates where the
-coarse maps see evidence too. By itself, a fine map would have to find the few of its thousands of cells that a nodule
-covers. Log-sum-exp pools exp(Σ α M), a product over the stages, and so the attention map is the product Π n(M)^α:
-coarse maps say which region, fine maps where in it. With one stage, both are CAM (Zhou et al. 2016).
+The paper (combine_stages "logits") pools the map of each stage and adds the results: the finding's logit is
+Σ α pool(M), and the attention map is Σ α n(M), interpolated to one grid. With "maps", the logit is pool(Σ α M). For
+average pooling these logits are the same. With log-sum-exp or the maximum, the gradient of a fine map concentrates
+where the coarse maps see evidence too. By itself, a fine map would have to find the few of its thousands of cells
+that a nodule covers. Log-sum-exp pools exp(Σ α M), a product over the stages, and so the attention map is the product
+Π n(M)^α: coarse maps say which region, fine maps where in it. With one stage, both are CAM (Zhou et al. 2016).
+
+With "maps", the last stage gives context but no position. Its receptive field can be as large as the image; then the
+loss does not determine in which cell the evidence for a heart's size appears. Half of the training images are
+therefore classified without its map, so that the other stages learn every finding, and the attention map is the
+product of the other stages only.
 
 n maps the values of a stage and finding to one fixed scale, saved in the network: 0 is the mean of the maps in images
 without the finding, 1 the mean of the peaks in images with it, both over validation images; values outside are
@@ -39,8 +44,8 @@ CamBackbone = Literal[
 CAM_BACKBONES: tuple[CamBackbone, ...] = get_args(CamBackbone)
 Pooling = Literal["mean", "max", "lse"]
 StageChoice = Literal["all", "last"]
-Relevance = Literal["learned", "uniform"]
-Fusion = Literal["maps", "logits"]
+StageWeights = Literal["learned", "uniform"]
+Combination = Literal["maps", "logits"]
 
 SMALL_WIDTHS = (32, 32, 48, 64, 96)  # channels of the stem and of each stage
 _MIN_RANGE = 1e-6  # of a map's scale
@@ -54,24 +59,27 @@ class MultiscaleCAM(nn.Module):
         findings: F names.
         stem_stride: see `Classifier`; the stages' strides are 1, 2, 4 and 8 times this.
         stages: all four, or only the last.
-        relevance: weights of the stages: learned, or uniform.
+        stage_weights: weights of the stages: learned, or uniform.
         pooling: pooling of maps: mean, max, or lse (log-sum-exp), (1 / r) log mean exp(r map).
-        lse_r: r in log-sum-exp; it approaches the mean for small r and the maximum for large r.
-        fusion: combine the stages' maps before pooling, or their logits after it, as published.
-        relevance_gain: how much faster relevance is learned than other weights; at 1 it would stay nearly uniform.
+        lse_r: r in log-sum-exp; it approaches the mean for small r and the maximum for large r. A buffer, so that
+            training can change it.
+        combine_stages: combine the stages' maps before pooling, or their logits after it, as published.
+        stage_weight_gain: how much faster stage weights are learned than others; at 1, they stay nearly uniform.
         box_threshold: fraction of an attention map's maximum above which cells belong to a box, of all findings.
 
     Raises:
-        ValueError: there is no such backbone, pooling, stages, relevance or fusion.
+        ValueError: there is no such backbone, pooling, stages, stage_weights or combine_stages.
     """
 
     pooling: Pooling
-    fusion: Fusion
-    relevance_logits: Tensor
+    combine_stages: Combination
+    stage_weight_logits: Tensor
     thresholds: Tensor
     low: Tensor
     high: Tensor
     box_thresholds: Tensor
+    box_offsets: Tensor
+    lse_r: Tensor
 
     def __init__(
         self,
@@ -80,66 +88,91 @@ class MultiscaleCAM(nn.Module):
         stem_stride: StemStride = 4,
         *,
         stages: StageChoice = "all",
-        relevance: Relevance = "learned",
+        stage_weights: StageWeights = "learned",
         pooling: Pooling = "lse",
         lse_r: float = 6.0,
-        fusion: Fusion = "logits",
-        relevance_gain: float = 10.0,
+        combine_stages: Combination = "maps",
+        stage_weight_gain: float = 3.0,
         box_threshold: float = 0.5,
     ) -> None:
         super().__init__()
         _one_of(pooling, get_args(Pooling))
         _one_of(stages, get_args(StageChoice))
-        _one_of(relevance, get_args(Relevance))
-        _one_of(fusion, get_args(Fusion))
-        self.findings, self.pooling, self.lse_r, self.fusion = tuple(findings), pooling, lse_r, fusion
-        self.relevance_gain = relevance_gain
+        _one_of(stage_weights, get_args(StageWeights))
+        _one_of(combine_stages, get_args(Combination))
+        self.findings, self.pooling, self.combine_stages = tuple(findings), pooling, combine_stages
+        self.stage_weight_gain = stage_weight_gain
         self.trunk = BackboneStages(backbone, stem_stride, last_only=stages == "last")
         self.heads = nn.ModuleList([nn.Conv2d(channels, len(findings), 1) for channels in self.trunk.channels])
         self.fields = receptive_fields(self.trunk)
         shape = len(self.heads), len(findings)
         even = torch.zeros(shape)
-        if relevance == "learned" and stages == "all":
-            self.relevance_logits = nn.Parameter(even)
+        if stage_weights == "learned" and stages == "all":
+            self.stage_weight_logits = nn.Parameter(even)
         else:
-            self.register_buffer("relevance_logits", even)
+            self.register_buffer("stage_weight_logits", even)
         self.register_buffer("low", torch.zeros(shape))
         self.register_buffer("high", torch.ones(shape))
         self.register_buffer("thresholds", torch.full((len(findings),), 0.5, dtype=torch.float64))
         self.register_buffer("box_thresholds", torch.full((len(findings),), box_threshold))
+        self.register_buffer("box_offsets", torch.zeros(len(findings), 4))
+        self.register_buffer("lse_r", torch.tensor(lse_r))
 
-    def forward(self, x_B1HW: Tensor) -> Tensor:
-        return self.logits(self.maps(x_B1HW))
+    def forward(self, x_B1HW: Tensor, without_last_B: Tensor | None = None) -> Tensor:
+        return self.logits(self.maps(x_B1HW), without_last_B)
 
     def maps(self, x_B1HW: Tensor) -> list[Tensor]:
         """Each stage's class maps (B, F, h, w), float32, fine grids first."""
         stages = self.trunk(x_B1HW)
         return [head(features).float() for head, features in zip(self.heads, stages, strict=True)]
 
-    def logits(self, maps: Sequence[Tensor]) -> Tensor:
-        """The findings' logits (B, F), from the stages' maps."""
-        if self.fusion == "maps":
-            return self._pooled(self._fused(maps, self._finest_centers(maps)))
-        return (self.relevance() * torch.stack([self._pooled(map_BFhw) for map_BFhw in maps], 1)).sum(1)
+    @property
+    def has_context(self) -> bool:
+        """Whether the last stage gives context only; see the module's description."""
+        return self.combine_stages == "maps" and len(self.heads) > 1
+
+    def logits(self, maps: Sequence[Tensor], without_last_B: Tensor | None = None) -> Tensor:
+        """The findings' logits (B, F), from the stages' maps.
+
+        Args:
+            without_last_B: bool, images that are classified without the map of the last stage, if it `has_context`.
+        """
+        if self.combine_stages == "maps":
+            return self._pooled(self._combined(maps, self._weights_of_images(without_last_B)))
+        return (self.stage_weights() * torch.stack([self._pooled(map_BFhw) for map_BFhw in maps], 1)).sum(1)
 
     def _pooled(self, map_BFhw: Tensor) -> Tensor:
         return pool_cells(map_BFhw.flatten(2), self.pooling, self.lse_r)
 
-    def _finest_centers(self, maps: Sequence[Tensor]) -> Tensor:
-        """Positions in pixels of the rows, or columns, of the finest map: it is not interpolated to be fused."""
-        return torch.arange(maps[0].shape[-1], device=maps[0].device) * self.fields[0].stride + self.fields[0].center
+    def _weights_of_images(self, without_last_B: Tensor | None) -> Tensor:
+        """Stage weights of each image, (S, B, F), or of all, (S, 1, F)."""
+        if without_last_B is None or not self.has_context:
+            return self.stage_weights()[:, None]
+        logits_SBF = self._scaled_logits[:, None].repeat(1, len(without_last_B), 1)
+        last_BF = logits_SBF[-1].masked_fill(without_last_B[:, None], -math.inf)
+        return torch.cat([logits_SBF[:-1], last_BF[None]]).softmax(0)
 
-    def _fused(self, maps: Sequence[Tensor], centers_N: Tensor) -> Tensor:
-        """The sum of the stages' maps, weighted by relevance, (B, F, N, N)."""
-        stages = zip(self.relevance(), maps, self.fields, strict=True)
+    def _combined(self, maps: Sequence[Tensor], alpha_SBF: Tensor) -> Tensor:
+        """The weighted sum of the stages' maps on the finest grid, (B, F, N, N).
+
+        Args:
+            alpha_SBF: weights of the stages, of each image or (S, 1, F) of all.
+        """
+        finest = self.fields[0]  # its map is not interpolated
+        centers_N = torch.arange(maps[0].shape[-1], device=maps[0].device) * finest.stride + finest.center
+        stages = zip(alpha_SBF[..., None, None], maps, self.fields, strict=True)
         return sum(
-            (alpha_F[:, None, None] * resampled(map_BFhw, field, centers_N) for alpha_F, map_BFhw, field in stages),
+            (alpha_BF11 * resampled(map_BFhw, field, centers_N) for alpha_BF11, map_BFhw, field in stages),
             start=torch.zeros((), device=centers_N.device),
         )
 
-    def relevance(self) -> Tensor:
+    def stage_weights(self) -> Tensor:
         """(S, F) non-negative weights of the stages, which sum to 1 for each finding."""
-        return (self.relevance_gain * self.relevance_logits.float()).softmax(0)
+        return self._scaled_logits.softmax(0)
+
+    @property
+    def _scaled_logits(self) -> Tensor:
+        return self.stage_weight_gain * self.stage_weight_logits.float()
 
     def scale_maps(self, low_SF: Tensor, high_SF: Tensor) -> None:
         """Set the values of each stage's maps that become 0 and 1 in attention maps."""
@@ -158,10 +191,11 @@ class MultiscaleCAM(nn.Module):
             size: height and width of the images in pixels.
             stride: side of a cell in pixels of the image.
         """
-        alpha, stages = self.relevance()[..., None, None], self.placed_maps(maps, size, stride)
-        if self.fusion == "maps" and len(maps) > 1:
-            return (alpha * stages.clamp(min=_FLOOR).log()).sum(1).exp()
-        return (alpha * stages).sum(1)
+        stages = self.placed_maps(maps, size, stride)
+        if self.has_context:
+            alpha_SF11 = self._scaled_logits[:-1].softmax(0)[..., None, None]
+            return (alpha_SF11 * stages[:, :-1].clamp(min=_FLOOR).log()).sum(1).exp()
+        return (self.stage_weights()[..., None, None] * stages).sum(1)
 
     def placed_maps(self, maps: Sequence[Tensor], size: int, stride: int) -> Tensor:
         """Each stage's maps on the grid of `attention`, (B, S, F, size / stride, size / stride)."""
@@ -170,7 +204,7 @@ class MultiscaleCAM(nn.Module):
         return torch.stack([resampled(map_BFhw, field, centers_N) for map_BFhw, field in stages], 1)
 
 
-def pool_cells(cells_BFN: Tensor, pooling: Pooling, lse_r: float) -> Tensor:
+def pool_cells(cells_BFN: Tensor, pooling: Pooling, lse_r: float | Tensor) -> Tensor:
     """The N cells of each map pooled to (B, F): their mean, their max, or (1 / r) log mean exp(r cell) (lse)."""
     if pooling == "mean":
         return cells_BFN.mean(2)

@@ -1,4 +1,4 @@
-"""Attention of a network: heat maps over X-rays, boxes, and the relevance of its stages as a table of colors.
+"""Attention of a network: heat maps over X-rays, boxes, and the weights of its stages as a table of colors.
 
 Color pictures are uint8 (H, W, 3) in red, green, blue.
 """
@@ -59,17 +59,17 @@ def titled(picture_HW3: np.ndarray, text: str) -> np.ndarray:
     return canvas
 
 
-def relevance_figure(relevance_SF: np.ndarray, findings: Sequence[str], stages: Sequence[str]) -> Figure:
+def stage_weights_figure(weights_SF: np.ndarray, findings: Sequence[str], stages: Sequence[str]) -> Figure:
     """Table of the weight of each stage's map, as a number and a color: one row per finding, one column per stage."""
     figure = new_figure(1.8 + 0.9 * len(stages), 0.9 + 0.3 * len(findings))
     ax = figure.subplots()
-    ax.imshow(relevance_SF.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (stage, finding), weight in np.ndenumerate(relevance_SF):
+    ax.imshow(weights_SF.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (stage, finding), weight in np.ndenumerate(weights_SF):
         ax.text(
             stage, finding, f"{weight:.2f}", ha="center", va="center", fontsize=8, color="w" if weight > 0.6 else "k"
         )
     ax.set_xticks(range(len(stages)), list(stages), fontsize=8)
     ax.set_yticks(range(len(findings)), list(findings), fontsize=8)
     ax.tick_params(length=0)
-    ax.set_title("relevance of the stages", loc="left", fontsize=9)
+    ax.set_title("weights of the stages", loc="left", fontsize=9)
     return figure

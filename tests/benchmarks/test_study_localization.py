@@ -166,7 +166,7 @@ def test_baselines_are_in_the_report(truth: BoxTruth, exact: Evaluated, results:
 
 def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    with pytest.raises(UserError, match=r"variants: expected some of multiscale, fused, uniform, last, .* got first"):
+    with pytest.raises(UserError, match=r"variants: expected some of multiscale, logits, .* got first"):
         main(Options(out=out, variants=("first",)))
     with pytest.raises(UserError, match="got --stream: omit it"):
         main(Options(out=out, data=ArchiveOptions(stream=True)))
@@ -178,10 +178,13 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
 
 def test_variants_differ() -> None:
     recipes = named(tuple(VARIANTS), LocalizeRecipe())
-    settings = {(recipe.cam_stages, recipe.relevance, recipe.fusion, recipe.pooling) for recipe in recipes.values()}
+    settings = {
+        (recipe.cam_stages, recipe.stage_weights, recipe.combine_stages, recipe.pooling)
+        for recipe in recipes.values()
+    }
     assert len(settings) == len(recipes) - 2  # multiscale-lse and last-lse are the defaults by name
     assert recipes["last-mean"].pooling == "mean"
-    assert recipes["uniform"].relevance == "uniform"
+    assert recipes["uniform"].stage_weights == "uniform"
 
 
 def test_phantoms_show_small_and_large_findings(tmp_path: Path) -> None:

@@ -54,14 +54,14 @@ def test_wang_thresholds_give_nested_boxes() -> None:
 
 def test_relative_threshold_adapts_to_weak_maps() -> None:
     weak = painted((5, 5, 15, 15, 39), (8, 8, 11, 11, 80))
-    assert cells([weak], BoxRule("share", threshold=0.5)) == [(0, 8, 8, 11, 11)]
-    assert cells([weak], BoxRule("share", threshold=0.4)) == [(0, 5, 5, 15, 15)]
-    assert cells([weak], BoxRule("share", threshold=0.5, min_peak=0.4)) == []
+    assert cells([weak], BoxRule("fraction", threshold=0.5)) == [(0, 8, 8, 11, 11)]
+    assert cells([weak], BoxRule("fraction", threshold=0.4)) == [(0, 5, 5, 15, 15)]
+    assert cells([weak], BoxRule("fraction", threshold=0.5, min_peak=0.4)) == []
 
 
 def test_each_map_can_have_its_own_threshold() -> None:
     spot = painted((5, 5, 15, 15, 39), (8, 8, 11, 11, 80))
-    found = boxes_of(np.stack([spot, spot]), BoxRule("share", threshold=0.9), np.array([0.5, 0.4]))
+    found = boxes_of(np.stack([spot, spot]), BoxRule("fraction", threshold=0.9), np.array([0.5, 0.4]))
     assert np.rint(found.boxes_N4 * (30, 20, 30, 20)).tolist() == [[8, 8, 11, 11], [5, 5, 15, 15]]
 
 
@@ -118,5 +118,5 @@ def test_two_hundred_images_per_second(tmp_path: Path) -> None:
     """14 findings on 64 x 64 cells; the target is 200 images per second and core, the bound allows for a busy
     machine."""
     told = benchmark_map_boxes.main(benchmark_map_boxes.Options(images=40, out=str(tmp_path)))
-    assert sorted(told["metrics"]) == ["images_per_s_otsu", "images_per_s_share", "images_per_s_wang"]
+    assert sorted(told["metrics"]) == ["images_per_s_fraction", "images_per_s_otsu", "images_per_s_wang"]
     assert min(told["metrics"].values()) > 60

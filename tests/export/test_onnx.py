@@ -78,6 +78,7 @@ def some_network(recipe: Recipe) -> nn.Module:
         network.rule.copy_(torch.tensor([0.4, 0.01, 0.3]))
     if recipe.family == "localize":
         network.box_thresholds.copy_(torch.linspace(0.2, 0.8, len(schema.FINDINGS)))
+        network.box_offsets.copy_(torch.linspace(-0.5, 0.5, 4 * len(schema.FINDINGS)).reshape(-1, 4))
     if getattr(network, "aligner", None):
         nn.init.normal_(network.aligner.head.weight, std=0.1)
     network.eval()

@@ -19,7 +19,7 @@ from cxr.families.checkpoint import Checkpoint
 from cxr.families.classify import ClassifyRecipe
 from cxr.families.detect import PREDICTIONS, DetectRecipe
 from cxr.families.ensemble import EnsembleRecipe
-from cxr.families.localize import BOX_THRESHOLDS, HEAT, LocalizeRecipe
+from cxr.families.localize import BOX_OFFSETS, BOX_THRESHOLDS, HEAT, LocalizeRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.families.segmentation import MASK_VALUES
 from cxr.families.thresholds_file import ThresholdsFile, with_thresholds
@@ -99,7 +99,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
 def test_decisions_of_classifiers_change_and_probabilities_do_not(recipe: Any) -> None:
     p = torch.tensor([[0.69, 0.4, 0.2], [0.7, 0.6, 0.19], [0.1, 0.5, 0.9]])
     decisions = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, -1]], dtype=torch.int8)
-    heat = {HEAT: torch.zeros(3, 3, 4, 4), BOX_THRESHOLDS: torch.full((3, 3), 0.5)}
+    heat = {HEAT: torch.zeros(3, 3, 4, 4), BOX_THRESHOLDS: torch.full((3, 3), 0.5), BOX_OFFSETS: torch.zeros(3, 3, 4)}
     predicted = {schema.PROBABILITIES: p, schema.DECISIONS: decisions, **heat}
     rows = rows_of(3, 40)
     thresholds = {"Mass": float(np.float32(0.7)), "Hernia": float(np.float32(0.2))}

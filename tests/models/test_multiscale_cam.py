@@ -1,4 +1,4 @@
-"""Multiscale CAM: convex relevance, logits as combinations, maps that show objects at their positions."""
+"""Multiscale CAM: convex stage weights, logits as combinations, maps that show objects at their positions."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def small(**given: object) -> MultiscaleCAM:
 
 
 def moved(network: MultiscaleCAM) -> MultiscaleCAM:
-    """With relevance that differs by stage and finding."""
+    """With stage weights that differ by stage and finding."""
     with torch.no_grad():
-        network.relevance_logits.copy_(torch.randn_like(network.relevance_logits) / 5)
+        network.stage_weight_logits.copy_(torch.randn_like(network.stage_weight_logits) / 5)
     return network
 
 
-def test_relevance_is_convex_and_starts_uniform() -> None:
+def test_stage_weights_are_convex_and_start_uniform() -> None:
     network = small()
-    assert torch.allclose(network.relevance(), torch.full((4, 3), 0.25))
-    weights = moved(network).relevance()
+    assert torch.allclose(network.stage_weights(), torch.full((4, 3), 0.25))
+    weights = moved(network).stage_weights()
     assert (weights > 0).all()
     assert weights.std() > 0.05
     assert torch.allclose(weights.sum(0), torch.ones(3))
@@ -44,8 +44,8 @@ def test_relevance_is_convex_and_starts_uniform() -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "lse"])
 def test_published_logits_are_the_sum_of_the_pooled_maps(pooling: Pooling) -> None:
-    network, x = moved(small(pooling=pooling, fusion="logits")), torch.rand(2, 1, 64, 64)
-    alpha, expected = network.relevance(), torch.zeros(2, 3)
+    network, x = moved(small(pooling=pooling, combine_stages="logits")), torch.rand(2, 1, 64, 64)
+    alpha, expected = network.stage_weights(), torch.zeros(2, 3)
     pools = {
         "mean": lambda cells: cells.mean(-1),
         "max": lambda cells: cells.max(-1).values,
@@ -59,22 +59,42 @@ def test_published_logits_are_the_sum_of_the_pooled_maps(pooling: Pooling) -> No
 
 def test_adding_maps_or_logits_is_the_same_for_average_pooling() -> None:
     x = smooth(torch.rand(2, 1, 8, 8))
-    maps, logits = (moved(small(pooling="mean", fusion=fusion))(x) for fusion in ("maps", "logits"))
+    maps, logits = (moved(small(pooling="mean", combine_stages=kind))(x) for kind in ("maps", "logits"))
     assert torch.allclose(maps, logits, atol=0.02)
 
 
 def test_the_gradient_of_a_fine_map_is_where_the_coarse_maps_see_evidence() -> None:
     """Half of an image: with evidence there in the coarsest map, it gets nearly all of the finest map's gradient."""
     shares = {}
-    for fusion in ("maps", "logits"):
-        network = small(fusion=fusion, relevance="uniform")
+    for kind in ("maps", "logits"):
+        network = small(combine_stages=kind, stage_weights="uniform")
         fine, coarse = torch.zeros(1, 3, 32, 32, requires_grad=True), torch.zeros(1, 3, 4, 4)
         coarse[..., :2, :] = 4.0
         network.logits([fine, torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 8, 8), coarse]).sum().backward()
         assert fine.grad is not None
-        shares[fusion] = (fine.grad[..., :12, :].sum() / fine.grad[..., 20:, :].sum()).item()
+        shares[kind] = (fine.grad[..., :12, :].sum() / fine.grad[..., 20:, :].sum()).item()
     assert shares["maps"] > 20
     assert shares["logits"] == pytest.approx(1)
+
+
+def test_images_can_be_classified_without_the_last_stage() -> None:
+    network, x, without = moved(small(combine_stages="maps")), torch.rand(2, 1, 64, 64), torch.tensor([True, False])
+    maps = network.maps(x)
+    logits = network.logits(maps, without)
+    assert torch.allclose(logits[1], network(x)[1], atol=1e-6)
+    assert not torch.allclose(logits[0], network(x)[0], atol=1e-3)
+    maps[-1] = maps[-1] + torch.rand_like(maps[-1])
+    changed = network.logits(maps, without)
+    assert torch.equal(changed[0], logits[0])
+    assert not torch.allclose(changed[1], logits[1], atol=1e-3)
+    ones = [torch.ones_like(one) for one in maps]
+    assert torch.allclose(network.logits(ones, without), torch.ones(2, 3), atol=1e-5)  # weights still add up to 1
+
+
+def test_published_logits_and_single_stages_always_use_the_last_stage() -> None:
+    x, without = torch.rand(2, 1, 64, 64), torch.tensor([True, False])
+    for network in (small(combine_stages="logits"), small(combine_stages="maps", stages="last")):
+        assert torch.equal(network(x, without), network(x))
 
 
 def smooth(x: Tensor) -> Tensor:
@@ -94,16 +114,16 @@ def test_lse_lies_between_mean_and_maximum() -> None:
     assert ((found["mean"] < found["mid"]) & (found["mid"] < found["max"])).all()
 
 
-def test_relevance_is_trained_only_with_several_stages_and_learned_weights() -> None:
+def test_stage_weights_are_trained_only_with_several_stages_and_learned_weights() -> None:
     network = small()
     network(torch.rand(2, 1, 64, 64)).sum().backward()
-    assert network.relevance_logits.grad is not None
-    assert (network.relevance_logits.grad.abs().sum(0) > 0).all()
-    for fixed in (small(relevance="uniform"), small(stages="last")):
-        assert "relevance_logits" not in dict(fixed.named_parameters())
+    assert network.stage_weight_logits.grad is not None
+    assert (network.stage_weight_logits.grad.abs().sum(0) > 0).all()
+    for fixed in (small(stage_weights="uniform"), small(stages="last")):
+        assert "stage_weight_logits" not in dict(fixed.named_parameters())
         fixed(torch.rand(2, 1, 64, 64)).sum().backward()
         assert all(p.grad is not None for p in fixed.parameters())  # DistributedDataParallel stops otherwise
-    assert torch.equal(small(relevance="uniform").relevance(), torch.full((4, 3), 0.25))
+    assert torch.equal(small(stage_weights="uniform").stage_weights(), torch.full((4, 3), 0.25))
 
 
 def test_one_stage_is_cam() -> None:
@@ -153,7 +173,7 @@ def test_maps_cover_the_image_from_edge_to_edge() -> None:
 
 
 def test_the_scale_is_fixed_so_that_absent_findings_stay_dark() -> None:
-    network = small(relevance="uniform", fusion="maps")
+    network = small(stage_weights="uniform", combine_stages="maps")
     network.scale_maps(torch.zeros(4, 3), torch.full((4, 3), 2.0))
     absent = [torch.full((1, 3, 8, 8), -1.0)] * 4
     present = [one.clone() for one in absent]
@@ -165,12 +185,12 @@ def test_the_scale_is_fixed_so_that_absent_findings_stay_dark() -> None:
     assert torch.equal(network.scaled([one / 5 for one in present])[0].max(), torch.tensor(0.5))
 
 
-def test_attention_multiplies_the_stages_unless_logits_are_added() -> None:
-    maps = [torch.full((1, 3, cells, cells), value) for cells, value in ((16, 0.5), (8, 0.5), (4, 0.5), (2, 4.0))]
+def test_attention_multiplies_all_stages_but_the_last_unless_logits_are_added() -> None:
+    maps = [torch.full((1, 3, cells, cells), value) for cells, value in ((16, 0.2), (8, 0.5), (4, 0.8), (2, 4.0))]
     product, mean = (
-        small(fusion=fusion, relevance="uniform").attention(maps, 64, 4) for fusion in ("maps", "logits")
+        small(combine_stages=kind, stage_weights="uniform").attention(maps, 64, 4) for kind in ("maps", "logits")
     )
-    assert torch.allclose(product, torch.tensor(0.5**0.75))
+    assert torch.allclose(product, torch.tensor((0.2 * 0.5 * 0.8) ** (1 / 3)))
     assert torch.allclose(mean, torch.tensor(0.625))
 
 
@@ -198,7 +218,7 @@ def test_torchvision_weights_fit_and_stages_equal_torchvisions(backbone: CamBack
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pooling": "median"}, {"stages": "first"}, {"relevance": "guessed"}, {"fusion": "pixels"}]
+    "wrong", [{"pooling": "median"}, {"stages": "first"}, {"stage_weights": "guessed"}, {"combine_stages": "pixels"}]
 )
 def test_unknown_settings_are_rejected(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected one of"):

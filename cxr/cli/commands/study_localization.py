@@ -35,14 +35,15 @@ class Options(StudyOptions):
     out: str = "runs/study_localization"
     """Folder or URI of the results: table.md, networks.csv, accuracy.png, and a folder for each network."""
     variants: tuple[str, ...] = ("multiscale", "last")
-    """Variants to compare: multiscale; fused (multiscale with --fusion maps); uniform (with --relevance uniform);
+    """Variants to compare: multiscale; logits (with --combine-stages logits); uniform (with --stage-weights uniform);
     last; or multiscale or last with -mean, -max or -lse for another pooling."""
     seeds: int = 5
     """Number of networks per variant, each with its own seed. With few networks, a single one that does not learn a
     finding dominates the mean. A larger number with the same --out trains only the missing networks."""
-    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, stored_size=128))
-    recipe: LocalizeRecipe = field(default_factory=lambda: LocalizeRecipe(size=128))
-    """Settings of all networks, except those that a variant sets: cam_stages, relevance, fusion, pooling."""
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, stored_size=192))
+    recipe: LocalizeRecipe = field(default_factory=lambda: LocalizeRecipe(epochs=30))
+    """Settings of all networks, except those that a variant sets: cam_stages, stage_weights, combine_stages and
+    pooling."""
     run: RunOptions = field(default_factory=RunOptions)
 
 
