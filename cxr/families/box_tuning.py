@@ -1,9 +1,9 @@
-"""How boxes of heat maps are adjusted to the true boxes of a few validation images.
+"""Adjust boxes from heat maps to the true boxes of a few validation images.
 
 A map that was learned from labels shows where the evidence for a finding is. For an enlarged heart, this may be a
 spot at its border. So each finding gets a threshold, and an offset from the box of its map to the box of the finding:
-the median offset over the validation images. Of all thresholds, with and without their offsets, the one whose boxes
-have the highest mean IoU with the true ones is chosen.
+the median offset over the validation images. Of all thresholds, each with and without its offset, the combination
+with the highest mean IoU is chosen.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from cxr.boxes.offsets import moved, offsets
 from cxr.families.base import Communicator
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))  # fractions of a map's maximum, .1 to .9
-MIN_IMAGES = 5  # with boxes of a finding, from which its threshold is chosen
-MIN_FOR_OFFSET = 10  # the same for an offset, which has four numbers
+MIN_IMAGES = 5  # minimum number of images with boxes of a finding for choosing its threshold
+MIN_FOR_OFFSET = 10  # the same for its offset, which has four numbers
 
 
 @dataclass(frozen=True)

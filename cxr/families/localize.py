@@ -48,7 +48,6 @@ BOX_OFFSETS = "box_offsets"  # buffer, and additional prediction: of the boxes o
 MIN_IOU = 0.3  # of a predicted and a true box for the finding to count as located
 SHARPENING = 0.3  # fraction of the epochs in which log-sum-exp pooling sharpens
 WITHOUT_LAST = "without_last"  # column of an augmented batch: images that are classified without the last stage's map
-CONTEXT_DROPOUT = 0.5  # fraction of the training images that are classified without the last stage's map
 PICTURED = 8  # images in the picture of a run
 
 
@@ -56,8 +55,7 @@ PICTURED = 8  # images in the picture of a run
 class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     """Multiscale class activation maps (Sedai et al. 2018, arXiv 1808.08280).
 
-    The paper's settings are backbone=densenet121, pooling=mean, combine_stages=logits and
-    backbone_pretrained=IMAGENET1K_V1.
+    The preset `published` has the paper's settings as far as they are known.
     """
 
     family: ClassVar[str] = "localize"
@@ -79,7 +77,8 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     """Downsampling of the backbone's first layers: 4 (as published), 2 or 1. The strides of the four stages are 1, 2,
     4 and 8 times this."""
     cam_stages: StageChoice = "all"
-    """Backbone stages that produce maps: all four, or only the last (CAM, Zhou et al. 2016)."""
+    """Backbone stages that produce maps: all four, or only the last (with pooling mean, this is CAM, Zhou et al.
+    2016)."""
     stage_weights: StageWeights = "learned"
     """Weights of the stages' maps: learned per finding, or uniform."""
     pooling: Pooling = "lse"
@@ -95,6 +94,9 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     """How the stages are combined. logits: each stage's map is pooled, and the logits are combined, as published;
     maps: the maps are combined before pooling, and boxes are made without the map of the last stage. Small findings
     are learned earlier with maps, unless pooling is mean."""
+    context_dropout: float = 0.5
+    """With --combine-stages maps, fraction of the training images that are classified without the map of the last
+    stage, so that the other stages learn every finding."""
     stage_weight_gain: float = 3.0
     """Learning rate of the stage weights, relative to that of other weights. At 1, they stay nearly uniform."""
     pos_weight_power: float = 1.0
@@ -105,8 +107,8 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     """Input pixels per cell of the maps from which boxes are made."""
     tune_boxes: bool = True
     """With --box-threshold-mode fraction, adjust the boxes of each finding to the validation images with boxes of it.
-    From 5 images on, its threshold is chosen (Choe et al. 2020). From 10 images on, its boxes are also moved and
-    scaled by their median offset from the true ones."""
+    With at least 5 such images, its threshold is chosen (Choe et al. 2020). With at least 10, its boxes may also be
+    moved and scaled by their median offset from the true ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +122,8 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
             raise UserError(f"lse_r: expected a positive number, got {self.lse_r}")
         if not 0 < self.lse_r_start < math.inf:
             raise UserError(f"lse_r_start: expected a positive number, got {self.lse_r_start}")
+        if not 0 <= self.context_dropout <= 1:
+            raise UserError(f"context_dropout: expected a number from 0 to 1, got {self.context_dropout}")
         if not 0 < self.stage_weight_gain < math.inf:
             raise UserError(f"stage_weight_gain: expected a positive number, got {self.stage_weight_gain}")
         if not 0 <= self.pos_weight_power <= 2:
@@ -256,9 +260,9 @@ class LocalizeTask(ClassifierTask):
     def augmented(self, batch: Batch) -> Batch:
         x_B1HW = self.recipe.augment_images(unit_pixels(batch, self.recipe.size))
         changed = batch | {schema.PIXELS: x_B1HW[:, 0]}
-        if not self.cam.has_context:
+        if not self.cam.has_context or not self.recipe.context_dropout:
             return changed
-        dropped_B = torch.rand(len(x_B1HW)) < CONTEXT_DROPOUT
+        dropped_B = torch.rand(len(x_B1HW)) < self.recipe.context_dropout
         return changed | {WITHOUT_LAST: dropped_B.to(x_B1HW.device, non_blocking=True)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -5,16 +5,17 @@ finding, the stages have weights α (the paper's relevance), which are learned a
 located where the grid is fine, large ones where receptive fields are large.
 
 The paper (combine_stages "logits") pools the map of each stage and adds the results: the finding's logit is
-Σ α pool(M), and the attention map is Σ α n(M), interpolated to one grid. With "maps", the logit is pool(Σ α M). For
-average pooling these logits are the same. With log-sum-exp or the maximum, the gradient of a fine map concentrates
-where the coarse maps see evidence too. By itself, a fine map would have to find the few of its thousands of cells
-that a nodule covers. Log-sum-exp pools exp(Σ α M), a product over the stages, and so the attention map is the product
-Π n(M)^α: coarse maps say which region, fine maps where in it. With one stage, both are CAM (Zhou et al. 2016).
+Σ α pool(M), and the attention map is Σ α n(M), where n(M) are the scaled maps (below), interpolated to one grid. With
+"maps", the logit is pool(Σ α M). For average pooling these logits are the same. With log-sum-exp or the maximum, the
+gradient of a fine map concentrates where the coarse maps see evidence too. Alone, a fine map has to discover which
+few of its thousands of cells a nodule covers. Log-sum-exp pools exp(r Σ α M), a product over the stages, and by
+analogy the attention map is Π n(M)^α: coarse maps say which region, fine maps where in it. With one stage and average
+pooling, both are CAM (Zhou et al. 2016).
 
 With "maps", the last stage gives context but no position. Its receptive field can be as large as the image; then the
 loss does not determine in which cell the evidence for a heart's size appears. Half of the training images are
 therefore classified without its map, so that the other stages learn every finding, and the attention map is the
-product of the other stages only.
+product of the other stages only, whose weights are rescaled to sum to 1.
 
 n maps the values of a stage and finding to one fixed scale, saved in the network: 0 is the mean of the maps in images
 without the finding, 1 the mean of the peaks in images with it, both over validation images; values outside are

@@ -385,6 +385,7 @@ def test_backbone_weights_come_from_classifiers_or_checkpoints(tmp_path: Path) -
         {"stage_weight_gain": 0.0},
         {"lse_r": 0.0},
         {"lse_r_start": 0.0},
+        {"context_dropout": 1.5},
         {"pos_weight_power": -1.0},
         {"map_stride": 5},
         {"box_threshold_mode": "cold"},

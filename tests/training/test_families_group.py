@@ -36,7 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "attend": {"rotation_deg": 0.0, "max_zoom": 1.0, "translate": 0.0},
     "detect": {"mosaic": 0.0, "translate": 0.0, "scale_jitter": 0.0, "flip": 0.0, "hsv_v": 0.0},
     "classify": STILL | {"exposure": 0.0},
-    "localize": STILL | {"exposure": 0.0},
+    "localize": STILL | {"exposure": 0.0, "context_dropout": 0.0},
     "lungs": STILL | {"elastic": 0.0, "gamma": 1.0, "contrast": 0.0, "brightness": 0.0, "noise": 0.0},
 }
 FIXED = {
