@@ -197,16 +197,16 @@ class Recipe(ABC):
     weight_decay: float = 1e-4
     """AdamW's decoupled weight decay, scaled by the learning rate."""
     warmup: float = 0.05
-    """Fraction of a stage's steps in which the learning rate rises to its peak. It then follows a cosine down to
-    0."""
+    """Fraction of a training stage's steps in which the learning rate rises to its peak. It then follows a cosine
+    down to 0."""
     clip: float = 1.0
     """Maximum gradient norm; larger gradients are scaled down. 0: no clipping."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights, which is validated and saved in their place. 0: no
     average."""
     patience: int = 0
-    """Early stopping: number of epochs of the last stage without improvement of the monitored metric after which
-    training stops. 0: never stop early."""
+    """Early stopping: number of epochs of the last training stage without improvement of the monitored metric after
+    which training stops. 0: never stop early."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of convolutions and matrix products in training. auto uses bfloat16 on GPUs and float32 on CPUs.
     bfloat16 halves the time on CPUs with AVX512-BF16 or AMX; all other CPUs use float32 in any case."""

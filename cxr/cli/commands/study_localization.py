@@ -1,4 +1,4 @@
-"""Compare localization from image-level labels with maps of all backbone stages and of the last one only.
+"""Compare localization from image-level labels with maps of several backbone stages and of the last one only.
 
 cxr study localization  # multiscale and last, on phantoms with small and large findings
 
