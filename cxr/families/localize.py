@@ -108,7 +108,7 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     tune_boxes: bool = True
     """With --box-threshold-mode fraction, adjust the boxes of each finding to the validation images with boxes of it.
     With at least 5 such images, its threshold is chosen (Choe et al. 2020). With at least 10, its boxes may also be
-    moved and scaled by their median offset from the true ones."""
+    moved and scaled by their median offset from the ground truth."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,7 +139,7 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
             stages=self.cam_stages,
             stage_weights=self.stage_weights,
             pooling=self.pooling,
-            lse_r=min(self.lse_r_start, self.lse_r) if self.sharpening_epochs else self.lse_r,
+            lse_r=self.first_lse_r,
             combine_stages=self.combine_stages,
             stage_weight_gain=self.stage_weight_gain,
             box_threshold=self.box_threshold,
@@ -149,6 +149,11 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     def sharpening_epochs(self) -> int:
         """The number of epochs in which log-sum-exp pooling sharpens."""
         return int(SHARPENING * self.epochs)
+
+    @property
+    def first_lse_r(self) -> float:
+        """r of log-sum-exp in the first epoch."""
+        return min(self.lse_r_start, self.lse_r) if self.sharpening_epochs else self.lse_r
 
     def task(self, network: nn.Module) -> LocalizeTask:
         return LocalizeTask(self, network)
@@ -199,12 +204,12 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
         overlays = []
         findings: Sequence[str] = network.findings  # pyright: ignore[reportAssignmentType]
         x = unit_pixels(batch, self.size)
-        tuned_F = [network.get_buffer(name).cpu().numpy() for name in (BOX_THRESHOLDS, BOX_OFFSETS)]
+        threshold_F, offset_F4 = _tuned(network)
         shown = (x[:, 0], raw[HEAT], raw[schema.PROBABILITIES])
         for image_HW, heat_Fhw, p_F in zip(*(values.float().cpu().numpy() for values in shown), strict=True):
             f = int(p_F.argmax())
             only = slice(f, f + 1)
-            tuned = (values_F[only] for values_F in tuned_F)
+            tuned = threshold_F[only], offset_F4[only]
             boxes = predict_boxes(heat_Fhw[only].astype(np.uint8), p_F[only], self.box_rule, *tuned)
             heated = attention.boxed(attention.heated(image_HW, heat_Fhw[f] / FULL), boxes.boxes_N4)
             overlays.append(attention.titled(heated, f"{findings[f]} {p_F[f]:.2f}"))
@@ -273,7 +278,7 @@ class LocalizeTask(ClassifierTask):
         """Sharpen log-sum-exp pooling for the next epoch. Validation already uses it."""
         recipe = self.recipe
         if recipe.sharpening_epochs:
-            factor = (recipe.lse_r / min(recipe.lse_r_start, recipe.lse_r)) ** (1 / recipe.sharpening_epochs)
+            factor = (recipe.lse_r / recipe.first_lse_r) ** (1 / recipe.sharpening_epochs)
             self.cam.lse_r.mul_(factor).clamp_(max=recipe.lse_r)
 
     @torch.no_grad()
@@ -397,8 +402,7 @@ class LocalizeTask(ClassifierTask):
         """The image with true and predicted boxes, the map with the predicted ones, and the name and probability, of
         the first finding with true boxes, or else of the most probable one."""
         f = int(true_N5[0, 0]) if len(true_N5) else int(p_F.argmax())
-        tuned = (values.cpu().numpy() for values in (self.cam.box_thresholds, self.cam.box_offsets))
-        predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule, *tuned)
+        predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule, *_tuned(self.cam))
         boxes_N4 = predicted.boxes_N4[predicted.index_N == f]
         true_N4 = true_N5[true_N5[:, 0] == f, 1:]
         plain = attention.boxed(attention.colored(image_HW), true_N4, palette.TRUTH)
@@ -426,6 +430,11 @@ def predict_boxes(
     return MapBoxes(
         boxes.index_N, adjusted(boxes.boxes_N4, offset_F4[boxes.index_N]), boxes.score_N * p_F[boxes.index_N]
     )
+
+
+def _tuned(network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """The network's thresholds (F,) and offsets (F, 4) of boxes."""
+    return network.get_buffer(BOX_THRESHOLDS).cpu().numpy(), network.get_buffer(BOX_OFFSETS).cpu().numpy()
 
 
 def _cam(network: nn.Module) -> MultiscaleCAM:
