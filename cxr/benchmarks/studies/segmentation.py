@@ -28,12 +28,17 @@ class SegmentationResult:
     """Results of the networks of one recipe, one per seed, on the test images."""
 
     name: str
-    figures: dict[str, float]  # means over seeds, see `metrics.segmentation.summary` and `image_level`
+    figures: dict[str, float]  # means over seeds: `metrics.segmentation.summary`, `image_level`, and hd95_px
     dice: MeanInterval  # by patient; each image's value is its mean over seeds
     positive_dice: MeanInterval  # of the images with a true mask
     dice_sd: float  # standard deviation of the mean Dice over seeds; NaN with one seed
     architecture: ArchitectureSummary
     forward_ms: float  # of one image
+
+    @property
+    def all_positive(self) -> bool:
+        """Whether every image has a true mask, as with lungs. Then no figure compares images with and without one."""
+        return self.figures["positives"] == self.figures["images"]
 
     def row(self) -> dict[str, Any]:
         """All results as plain values, for a CSV file."""
@@ -55,10 +60,7 @@ def summarize(
         evaluations: of each seed's network, on the same images.
         network: one of them, whose architecture is described and whose forward pass is timed on the device.
     """
-    figures = [
-        summary(of_seed.overlap) | image_level(of_seed.overlap, torch.from_numpy(of_seed.probabilities))
-        for of_seed in evaluations
-    ]
+    figures = [_figures(of_seed) for of_seed in evaluations]
     dice_N = np.mean([dice(of_seed.overlap).numpy() for of_seed in evaluations], axis=0)
     patients, positive_N = evaluations[0].patients, evaluations[0].overlap[:, TRUE].numpy() > 0
     means = [of_seed["dice"] for of_seed in figures]
@@ -73,6 +75,16 @@ def summarize(
         architecture=summarize_architecture(model.segmenter, model.segmenter.encoder_path()),
         forward_ms=forward_ms(model, network.recipe.size, device),
     )
+
+
+def _figures(of_seed: SegmentationEvaluation) -> dict[str, float]:
+    """hd95_px: the mean over the images whose predicted and true masks are not empty; NaN without such an image."""
+    measured_px = of_seed.hd95_px[np.isfinite(of_seed.hd95_px)]
+    return {
+        **summary(of_seed.overlap),
+        **image_level(of_seed.overlap, torch.from_numpy(of_seed.probabilities)),
+        "hd95_px": float(measured_px.mean()) if len(measured_px) else math.nan,
+    }
 
 
 @torch.inference_mode()

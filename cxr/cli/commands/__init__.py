@@ -246,6 +246,7 @@ COMMANDS: dict[str, Command] = {
         Command("study detection", "study_detection"),
         Command("study features", "study_features"),
         Command("study localization", "study_localization"),
+        Command("study lungs", "study_lungs"),
         Command("study pneumothorax", "study_pneumothorax"),
         Command("study preprocessing", "study_preprocessing"),
         Command("benchmark align", "benchmark_align"),

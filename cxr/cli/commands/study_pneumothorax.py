@@ -61,6 +61,7 @@ class Options(StudyOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    from cxr.cli.study_pneumothorax import run_study  # Ray takes seconds to import
+    from cxr.cli.phantoms import siim_phantoms  # torch and Ray take seconds to import
+    from cxr.cli.study_segmentation import run_study
 
-    return run_study(options)
+    return run_study(options, siim_phantoms)

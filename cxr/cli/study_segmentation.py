@@ -1,15 +1,15 @@
-"""The study of pneumothorax: U-Nets and fully convolutional networks compared on the same test images."""
+"""The studies of pneumothorax and of lungs: U-Nets and fully convolutional networks compared on the same images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 
 from cxr.benchmarks.studies import segmentation, segmentation_report
-from cxr.cli.phantoms import siim_phantoms
-from cxr.cli.study_networks import begin, check_options, networks_record, scored, write_files
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.study_networks import Study, begin, check_options, networks_record, scored, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.data.batch import best_device
 from cxr.errors import UserError
@@ -17,12 +17,10 @@ from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
 from cxr.evaluation.run import ReportOptions
 from cxr.evaluation.segmentation_data import evaluate, load_scores
 from cxr.families import checkpoint
-from cxr.families.pneumothorax import PneumothoraxRecipe
+from cxr.families.segmentation import SegmentationRecipe
 from cxr.models.fcn import FCN_BACKBONES
 from cxr.training.sweep import train_all
-
-if TYPE_CHECKING:
-    from cxr.cli.commands.study_pneumothorax import Options
+from cxr.wording import counted
 
 # Settings in which each network's recipe differs from that of the job.
 NETWORKS: dict[str, dict[str, str]] = {
@@ -40,9 +38,27 @@ NETWORKS: dict[str, dict[str, str]] = {
 }
 
 
-def run_study(options: Options) -> dict[str, Any]:
+class SegmentationStudy(Study, Protocol):
+    """Options of `cxr study pneumothorax` and of `cxr study lungs`."""
+
+    @property
+    def networks(self) -> tuple[str, ...]: ...
+
+    @property
+    def seeds(self) -> int: ...
+
+    @property
+    def recipe(self) -> SegmentationRecipe: ...
+
+
+def run_study(
+    options: SegmentationStudy, or_phantoms: Callable[[ArchiveOptions, str], ArchiveOptions] | None = None
+) -> dict[str, Any]:
     """Train every network with every seed, score the test images with them, and compare the masks; returns the
     result.json.
+
+    Args:
+        or_phantoms: gives the archive, or phantoms in OUT if there is none. None: phantoms of any findings.
 
     Raises:
         UserError: no test image has a known mask, and other mistakes in the input.
@@ -52,7 +68,7 @@ def run_study(options: Options) -> dict[str, Any]:
     check_options(options.data, seeds)
     archive, out = begin(options, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
-    data = ensure_shards(siim_phantoms(archive, out), out, recipe)
+    data = ensure_shards(or_phantoms(archive, out) if or_phantoms else archive, out, recipe)
     truth = known_masks(data, ReportOptions(split="test"), recipe.mask_label)
     if not truth.known.any():
         raise UserError(
@@ -75,7 +91,7 @@ def run_study(options: Options) -> dict[str, Any]:
     }
 
 
-def named(names: Sequence[str], recipe: PneumothoraxRecipe) -> dict[str, PneumothoraxRecipe]:
+def named(names: Sequence[str], recipe: SegmentationRecipe) -> dict[str, SegmentationRecipe]:
     """The recipe of each of these networks, by name; all networks if none is named."""
     if unknown := set(names) - set(NETWORKS):
         raise UserError(f"networks: expected some of {', '.join(NETWORKS)}, got {' '.join(sorted(unknown))}")
@@ -85,20 +101,20 @@ def named(names: Sequence[str], recipe: PneumothoraxRecipe) -> dict[str, Pneumot
 def write(
     results: Sequence[segmentation.SegmentationResult],
     truth: MaskTruth,
-    recipe: PneumothoraxRecipe,
+    recipe: SegmentationRecipe,
     seeds: int,
     out: str,
     device: torch.device,
 ) -> dict[str, Any]:
     """Print the table; write table.md, networks.csv and dice.png into `out`; their URIs."""
     patients = len(set(truth.patients[truth.known].tolist()))
-    summary = (
-        f"{int(truth.known.sum()):,} test images of {patients:,} patients, {results[0].figures['positives']:.0f} "
-        f"with a pneumothorax, compared at {truth.resolution}; {seeds} seed{'s' * (seeds > 1)}."
-    )
+    images = f"{counted(int(truth.known.sum()), 'test image')} of {counted(patients, 'patient')}"
+    if not results[0].all_positive:
+        images += f", {results[0].figures['positives']:.0f} with a {truth.label.lower()}"
+    summary = f"{images}, compared at {truth.resolution}; {counted(seeds, 'seed')}."
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "one thread of a CPU"
     timed = f"Forward passes are of one image of {recipe.size} px, {hardware}, float32, the median of several."
     print(f"{segmentation_report.table(results)}{summary}", flush=True)
-    page = segmentation_report.page(results, summary, timed, cut=not recipe.fully_connected)
+    page = segmentation_report.page(results, truth.label, summary, timed, cut=not recipe.fully_connected)
     rows, picture = segmentation_report.csv(results), segmentation_report.picture(results)
     return write_files(out, page, ("networks.csv", rows), ("dice.png", picture))

@@ -1,4 +1,4 @@
-"""The pneumothorax study: evaluation of known masks, names of networks, and the report."""
+"""The studies of pneumothorax and lungs: evaluation of known masks, names of networks, and the report."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ import torch
 
 from cxr import schema
 from cxr.benchmarks.studies import segmentation, segmentation_report
-from cxr.cli import study_pneumothorax as study
+from cxr.cli import study_segmentation as study
+from cxr.cli.commands.study_lungs import Options as LungsOptions
+from cxr.cli.commands.study_lungs import main as compare_lungs
 from cxr.cli.commands.study_pneumothorax import Options, main
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.study_pneumothorax import NETWORKS, named
+from cxr.cli.study_segmentation import NETWORKS, named
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import known_masks
 from cxr.evaluation.run import ReportOptions
 from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, evaluate
 from cxr.families.checkpoint import Checkpoint
+from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.metrics.bootstrap import MeanInterval
 from cxr.sources import rle
@@ -100,18 +103,20 @@ def test_metrics_of_a_perfect_network_and_of_one_that_misses_by_a_third(shards: 
 
 def check_report(results: list[segmentation.SegmentationResult]) -> None:
     """The table, the CSV and the metrics say the same."""
-    page = segmentation_report.page(results, "11 images.", "On a CPU.", cut=True)
+    page = segmentation_report.page(results, schema.PNEUMOTHORAX, "11 images.", "On a CPU.", cut=True)
     metrics = segmentation.metrics(results)
     assert f"{metrics['both_positive_dice']:.3f}" in page
     assert ".560" in page
     assert "without their fully connected layers" in page
-    assert "fully connected layers (fc6" not in segmentation_report.page(results, "", "", cut=False)
+    assert "fully connected layers (fc6" not in segmentation_report.page(
+        results, schema.PNEUMOTHORAX, "", "", cut=False
+    )
     rows = list(csv.DictReader(io.StringIO(segmentation_report.csv(results))))
     assert [row["network"] for row in rows] == ["small_unet", "both"]
     assert float(rows[1]["dice"]) == pytest.approx(metrics["both_dice"])
     assert rows[0]["dice_sd"] == ""
     assert "small_unet_dice_sd" not in metrics
-    figures = {"empty_prediction_dice": 0.754}
+    figures = {"empty_prediction_dice": 0.754, "images": 11, "positives": 4}
     dice = MeanInterval(0.82, 0.754, 0.895)
     narrow = [replace(result, name="unet-resnet18-scse", dice=dice, figures=figures) for result in results]
     figure = segmentation_report.picture(narrow)
@@ -156,6 +161,33 @@ def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch:
     assert "11 test images of 7 patients, 4 with a pneumothorax, compared at 64 x 64 px, the shards' res" in page
     assert f"{result['metrics']['small_unet_dice']:.3f}" in page
     assert all(Path(uri).exists() for uri in (result["table"], *result["pictures"]))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_lungs_are_in_every_image_so_that_distances_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of what compares images with and without a mask."""
+
+    def known(split: str, number: int) -> Mapping[str, object]:
+        lungs = np.zeros((SIZE, SIZE), bool)
+        lungs[16:48, 8:24] = lungs[16:48, 40:56] = True
+        return {schema.MASKS: [{schema.LABEL: schema.LUNGS, schema.MASK_BITS: np.packbits(lungs).tobytes()}]}
+
+    uri = write_shards(tmp_path / "shards", {"test": 4, "train": 4}, size=SIZE, known=known)
+    monkeypatch.setattr(study, "train_all", untrained(()))
+    without_checks(monkeypatch)
+    recipe = LungsRecipe(size=32, warmup_size=0, warmup_epochs=0)
+    out, data = str(tmp_path / "out"), ArchiveOptions(archive=(uri,))
+    result = compare_lungs(LungsOptions(out=out, networks=("small_unet",), data=data, recipe=recipe))
+    page = (tmp_path / "out" / "table.md").read_text()
+    assert "4 test images of 4 patients, compared at" in page
+    assert "HD95, px" in page
+    assert ".941 on all images of Montgomery" in page
+    assert "positives" not in page
+    assert "AUROC" not in page
+    assert result["metrics"]["small_unet_hd95_px"] > 0
+    assert all(Path(picture).exists() for picture in result["pictures"])
 
 
 def test_shards_without_masks_are_rejected_before_training(
