@@ -146,14 +146,16 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
     by_ray = archive.stream or run.shard_reader == "ray"
     fits = room(run, raw=by_ray, total=capacity.total)
     gpu = uses_gpu(run, capacity.total)
-    runs, what = _runs(options)
+    runs, kind, what = _runs(options)
+    at_once = min(fits, runs, getattr(getattr(options, "search", None), "max_concurrent_trials", None) or fits)
     steps = max(1, images // recipe.batch_size)
     image_bytes = archive.stored_size**2
     plan = JobPlan()
     number = f"{run.min_workers} to {run.max_workers}" if run.is_elastic else f"{run.max_workers:,}"
     processes = "process" if run.max_workers == 1 else "processes"
     plan.lines["asks for"] = (
-        f"{number} training {processes}, each with {run.cpus_per_worker:g} CPU{' and 1 GPU' * gpu}"
+        f"{f'{runs:,} {kind}, {at_once} at a time, each in ' * (runs > 1)}{number} training {processes}, each with "
+        f"{run.cpus_per_worker:g} CPU{' and 1 GPU' * gpu}"
         f"{', and a CPU for decoding' * by_ray}"
     )
     plan.lines["available"] = str(capacity)
@@ -172,7 +174,6 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
         plan.lines["time"] = _UNKNOWN_RATE
     else:
         seconds = images / (rate.images_per_s * run.max_workers)
-        at_once = min(fits, runs, getattr(getattr(options, "search", None), "max_concurrent_trials", None) or fits)
         total = seconds * recipe.total_epochs * -(-runs // at_once)
         plan.lines["time"] = (
             f"{duration(seconds)} of training per epoch, {duration(total)} for {what}"
@@ -184,15 +185,16 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
     return plan
 
 
-def _runs(options: RecipeOptions) -> tuple[int, str]:
-    """How many networks a job trains, and how they are called."""
+def _runs(options: RecipeOptions) -> tuple[int, str, str]:
+    """How many networks a job trains, what several are called, and what all of the training is called."""
     epochs = counted(options.recipe.total_epochs, "epoch")
     if isinstance(options, TuneOptions):
-        return options.search.trials, f"{counted(options.search.trials, 'trial')} of {epochs} without early stopping"
+        trials = options.search.trials
+        return trials, "trials", f"{counted(trials, 'trial')} of {epochs} without early stopping"
     members = options.members if isinstance(options, TrainOptions) else 1
     folds = options.recipe.folds if options.recipe.fold is None and members == 1 else 0
     runs = max(members, folds or 1)
-    return runs, epochs if runs == 1 else f"{runs} networks of {epochs} each"
+    return runs, "networks", epochs if runs == 1 else f"{runs} networks of {epochs} each"
 
 
 def _training_images(options: RecipeOptions, counted_images: int | None) -> tuple[int, str, bool]:
