@@ -277,7 +277,7 @@ def _box_pictures(
 def overlays(
     evaluation: DetectionEvaluation, predictions: Boxes, truth: BoxTruth, seed: int
 ) -> dict[str, list[Overlay]]:
-    """Among images with true boxes: the lowest F1, the highest F1, and a random sample."""
+    """Among images with ground-truth boxes: the lowest F1, the highest F1, and a random sample."""
     f1 = image_f1(evaluation, predictions)
     boxed = np.flatnonzero(np.isfinite(f1))
     order = boxed[np.argsort(f1[boxed], kind="stable")]
@@ -365,7 +365,7 @@ def _pair(
 
 
 def image_f1(evaluation: DetectionEvaluation, predictions: Boxes) -> np.ndarray:
-    """(N,) F1 of the boxes that count as predicted; NaN for images without a true box."""
+    """(N,) F1 of the boxes that count as predicted; NaN for images without a ground-truth box."""
     correct = detection.true_positives(predictions, evaluation.true, VOC_IOUS[0])
     count = len(evaluation.rows)
     true, predicted = (np.bincount(boxes.image, minlength=count) for boxes in (evaluation.true, predictions))

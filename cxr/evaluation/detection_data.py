@@ -1,4 +1,4 @@
-"""A detector's boxes matched with one set of true boxes, which one or several readers drew."""
+"""A detector's boxes matched with one set of ground-truth boxes, which one or several readers drew."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> Detec
 
 
 def named(truth: BoxTruth) -> set[str]:
-    """The labels of all true boxes."""
+    """The labels of all ground-truth boxes."""
     flat = pc.list_flatten(truth.table[schema.BOXES].combine_chunks())
     return set(pc.unique(pc.struct_field(flat, schema.LABEL)).to_pylist())
 

@@ -1,4 +1,4 @@
-"""True boxes of the images that are evaluated, and of the training images, from an archive or shards."""
+"""Ground-truth boxes of the images that are evaluated, and of the training images, from an archive or shards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BoxTruth:
     info: shards.ShardInfo | None  # None: of a raw archive
 
     def boxes(self, findings: Sequence[str], rows: np.ndarray, sizes_px: np.ndarray) -> Boxes:
-        """True boxes of the images in `rows`, by their places there, in pixels of the files that were scored.
+        """Ground-truth boxes of the images in `rows`, by their places there, in pixels of the files that were scored.
 
         Prints how many had to be clipped.
 
@@ -68,7 +68,8 @@ class BoxTruth:
         return known_places(true, labels)
 
     def training_boxes(self, findings: Sequence[str]) -> Boxes:
-        """True boxes of the training images, as fractions of the image; empty if the images' sizes are unknown."""
+        """Ground-truth boxes of the training images, as fractions of the image; empty if the images' sizes are
+        unknown."""
         frames = self._frames(self.training)
         placed = place_boxes(self.training[schema.BOXES], frames, frames).boxes
         return Boxes.of(placed, findings).scaled(*(1 / frames).T)

@@ -1,4 +1,4 @@
-"""The true masks of one label, image by image, from a raw archive or from shards."""
+"""The ground-truth masks of one label, image by image, from a raw archive or from shards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _THREADS = 8
 
 
 class MaskTruth(ABC):
-    """The true masks of an archive's images; a mask is read when it is needed.
+    """The ground-truth masks of an archive's images; a mask is read when it is needed.
 
     Attributes:
         image_ids: of the archive's images in the split.

@@ -1,4 +1,4 @@
-"""Boxes that a run has predicted, joined and matched with the archive's true boxes."""
+"""Boxes that a run has predicted, joined and matched with the archive's ground-truth boxes."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class BoxScores:
 
 @dataclass(frozen=True)
 class LocalizationEvaluation:
-    """Scored images with predicted and true boxes, in pixels of the originals."""
+    """Scored images with predicted and ground-truth boxes, in pixels of the originals."""
 
-    findings: tuple[str, ...]  # scored, and with a true box in an image
-    left_out: tuple[str, ...]  # scored, but without a true box
+    findings: tuple[str, ...]  # scored, and with a ground-truth box in an image
+    left_out: tuple[str, ...]  # scored, but without a ground-truth box
     rows: np.ndarray  # (N,) rows of the ground truth, ascending
     patients: np.ndarray  # (N,)
     sizes_px: np.ndarray  # (N, 2) width and height of the originals
     predicted: Boxes
     true: Boxes
     located: Located
-    pairs_not_scored: int  # with a true box of a finding that the checkpoint does not score
+    pairs_not_scored: int  # with a ground-truth box of a finding that the checkpoint does not score
     images_with_error: int
     images_without_score: int
 
@@ -85,7 +85,8 @@ def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> Local
         scored: the checkpoint's findings.
 
     Raises:
-        UserError: no scored image has a true box of these findings; NoGroundTruthError if the archive lists no boxes.
+        UserError: no scored image has a ground-truth box of these findings; NoGroundTruthError if the archive lists
+        no boxes.
     """
     places = pc.index_in(truth.table[schema.IMAGE_ID], value_set=scores.image_ids).fill_null(-1).to_numpy()
     present = places >= 0

@@ -1,4 +1,4 @@
-"""Compare the predicted and the true mask of an image, as runs where both are at the size of the original.
+"""Compare the predicted and the ground-truth mask of an image, as runs where both are at the size of the original.
 
 Many images are compared in several processes, each of which gets the codes and the places of some images.
 """
@@ -32,10 +32,10 @@ _HERE_AT_MOST = 128  # images of which so few are compared in this process: othe
 
 
 class MaskSource(Protocol):
-    """Where the true mask of an image is."""
+    """Where the ground-truth mask of an image is."""
 
     def true_mask(self, height: int, width: int) -> tuple[np.ndarray, ResizeTransform]:
-        """The true mask, bool, and the transform from its pixels to those of the original (height, width).
+        """The ground-truth mask, bool, and the transform from its pixels to those of the original (height, width).
 
         Raises:
             ImageRejectedError: it cannot be read, or does not fit the image.

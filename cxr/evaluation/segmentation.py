@@ -97,8 +97,8 @@ def _decisions(
     out: str,
     result: dict[str, Any],
 ) -> list[Section]:
-    """Whether there is a mask at all: the operating point and the hardest cases. Nothing unless some true masks are
-    empty and others are not."""
+    """Whether there is a mask at all: the operating point and the hardest cases. Nothing unless some ground-truth
+    masks are empty and others are not."""
     labels = (evaluation.overlap[:, TRUE].numpy() > 0).astype(np.int8)[:, None]
     if labels.all() or not labels.any():
         return []

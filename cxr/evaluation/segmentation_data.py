@@ -39,7 +39,7 @@ class MaskScores:
 
 @dataclass(frozen=True)
 class SegmentationEvaluation:
-    """Images with both a predicted and a true mask, and counts of the others."""
+    """Images with both a predicted and a ground-truth mask, and counts of the others."""
 
     rows: np.ndarray  # (N,) rows of the ground truth, ascending
     places: np.ndarray  # (N,) rows of the scores
@@ -51,7 +51,7 @@ class SegmentationEvaluation:
     rejected: dict[str, int]  # counts of images that were left out, by reason
     images_with_error: int
     images_without_score: int
-    images_without_truth: int  # scored, but without a known true mask
+    images_without_truth: int  # scored, but without a known ground-truth mask
 
     def at(self, rows: np.ndarray) -> SegmentationEvaluation:
         """Some of these images."""
@@ -121,7 +121,7 @@ def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
 
 
 def both_masks(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted and the true mask of one image; raises ImageRejectedError if one cannot be read."""
+    """The predicted and the ground-truth mask of one image; raises ImageRejectedError if one cannot be read."""
     return truth.source(row).pair(scores.codes[place].as_py(), *scores.sizes[place].tolist())
 
 

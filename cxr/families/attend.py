@@ -388,9 +388,9 @@ class AttendTask(ClassifierTask):
     def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """Metrics of `evaluate_labels` and, if images have boxes, of localization. Predictions use no label or box.
 
-        localization_accuracy_iou30, for example, is the fraction of findings with true boxes whose best predicted box
-        has an IoU of at least 0.3 with one of them, over all images; `boxes_measured` is the number of such findings.
-        The mean features of images without findings are stored in the network here.
+        localization_accuracy_iou30, for example, is the fraction of findings with ground-truth boxes whose best
+        predicted box has an IoU of at least 0.3 with one of them, over all images; `boxes_measured` is the number of
+        such findings. The mean features of images without findings are stored in the network here.
         """
         self.attention.mean_negative.copy_(self.negative)
         rows = [self.no_rows()]
@@ -493,8 +493,8 @@ def predict_boxes(
 
 
 def best_overlaps(predicted: Sequence[MapBoxes], batch: Batch) -> np.ndarray:
-    """For each pair of image and finding with true boxes: the IoU of the first predicted box with the nearest true
-    one, or 0 without a predicted box."""
+    """For each pair of image and finding with ground-truth boxes: the IoU of the first predicted box with the nearest
+    true one, or 0 without a predicted box."""
     overlaps = []
     true_boxes = batch[schema.BOXES].cpu().numpy()
     for boxes, known, true_N5 in zip(predicted, batch[HAS_BOXES].tolist(), true_boxes, strict=True):

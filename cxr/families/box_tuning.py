@@ -1,4 +1,4 @@
-"""Adjust boxes from heat maps to the true boxes of a few validation images.
+"""Adjust boxes from heat maps to the ground-truth boxes of a few validation images.
 
 A map that was learned from labels shows where the evidence for a finding is. For an enlarged heart, this may be a
 spot at its border. So each finding gets a threshold, and an offset from the box of its map to the box of the finding:
@@ -42,7 +42,8 @@ class TuningExample:
         return cls(finding, true_N4, tuple(found.boxes_N4[found.index_N == t] for t in range(len(thresholds))))
 
     def offsets(self) -> np.ndarray:
-        """(T, 4) from the box with the highest score to the true box with the nearest center; NaN without a box."""
+        """(T, 4) from the box with the highest score to the ground-truth box with the nearest center; NaN without a
+        box."""
         found_T4 = np.full((len(self.predicted), 4), np.nan)
         for t, boxes_N4 in enumerate(self.predicted):
             if len(boxes_N4):

@@ -405,7 +405,7 @@ class DetectTask(Task):
 
     @torch.inference_mode()
     def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
-        """boxes.png: images, true boxes and predicted boxes; images with the most boxes come first."""
+        """boxes.png: images, ground-truth boxes and predicted boxes; images with the most boxes come first."""
         batch = next(iter(batches()))
         counts = (~batch[schema.BOXES][..., 0].isnan()).sum(1)
         order = torch.argsort(counts, descending=True, stable=True)[:SHOWN_IMAGES]

@@ -45,7 +45,7 @@ from cxr.reporting import attention, figures, palette
 HEAT = "heat"  # additional prediction: maps (B, F, h, w), uint8
 BOX_THRESHOLDS = "box_thresholds"  # buffer, and additional prediction: of each map, (B, F)
 BOX_OFFSETS = "box_offsets"  # buffer, and additional prediction: of the boxes of each map, (B, F, 4)
-MIN_IOU = 0.3  # of a predicted and a true box for the finding to count as located
+MIN_IOU = 0.3  # of a predicted and a ground-truth box for the finding to count as located
 SHARPENING = 0.3  # fraction of the epochs in which log-sum-exp pooling sharpens
 WITHOUT_LAST = "without_last"  # column of an augmented batch: images that are classified without the last stage's map
 PICTURED = 8  # images in the picture of a run
@@ -317,7 +317,7 @@ class LocalizeTask(ClassifierTask):
         return self.evaluate_labels(workers.gather(torch.cat(rows))) | self._tune_boxes(examples, workers)
 
     def _only_boxed(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """The images with true boxes, and their heat maps."""
+        """The images with ground-truth boxes, and their heat maps."""
         index = _images_with_boxes(batch)
         batch = {name: values[index] for name, values in batch.items()}
         if not len(index):
@@ -325,7 +325,7 @@ class LocalizeTask(ClassifierTask):
         return batch, attend(self.cam, unit_pixels(batch, self.recipe.size), self.recipe.map_stride)[1]
 
     def _examples(self, batch: Batch, heat_BFhw: Tensor) -> Iterator[TuningExample]:
-        """For each image with true boxes, an example for each finding that has some."""
+        """For each image with ground-truth boxes, an example for each finding that has some."""
         heat = heat_BFhw.cpu().numpy()
         for i in _images_with_boxes(batch).tolist():
             true_N5 = _without_padding(batch[schema.BOXES][i])
@@ -400,7 +400,7 @@ class LocalizeTask(ClassifierTask):
         self, image_HW: np.ndarray, heat_FHW: np.ndarray, p_F: np.ndarray, true_N5: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, str]:
         """The image with true and predicted boxes, the map with the predicted ones, and the name and probability, of
-        the first finding with true boxes, or else of the most probable one."""
+        the first finding with ground-truth boxes, or else of the most probable one."""
         f = int(true_N5[0, 0]) if len(true_N5) else int(p_F.argmax())
         predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule, *_tuned(self.cam))
         boxes_N4 = predicted.boxes_N4[predicted.index_N == f]
@@ -443,7 +443,7 @@ def _cam(network: nn.Module) -> MultiscaleCAM:
 
 
 def _images_with_boxes(batch: Batch) -> Tensor:
-    """Indices of the images that have true boxes."""
+    """Indices of the images that have ground-truth boxes."""
     if schema.BOXES not in batch:
         return torch.zeros(0, dtype=torch.long)
     return (batch[HAS_BOXES] & ~batch[schema.BOXES][:, 0, 0].isnan()).nonzero()[:, 0]

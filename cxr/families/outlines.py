@@ -1,4 +1,4 @@
-"""Images with the outlines of true or predicted boxes and masks, for the pictures that families make."""
+"""Images with the outlines of ground-truth or predicted boxes and masks, for the pictures that families make."""
 
 from __future__ import annotations
 

@@ -348,7 +348,8 @@ class SegmentationTask(Task):
 
     @torch.no_grad()
     def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
-        """Overlap of predicted and true masks over images whose mask is known; see `metrics.segmentation.summary`.
+        """Overlap of predicted and ground-truth masks over images whose mask is known; see
+        `metrics.segmentation.summary`.
 
         image_auroc, image_sensitivity and image_specificity are about images with and without a mask. hd95_px, the
         mean over images for which it is defined, is in pixels of the network's input.

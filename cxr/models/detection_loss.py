@@ -178,7 +178,7 @@ def assign(
 
     Args:
         scores_BAK, predicted_BA4: probabilities and boxes predicted by the network.
-        truth_BN5: index of the finding and true box; NaN or zero area: no box.
+        truth_BN5: index of the finding and ground-truth box; NaN or zero area: no box.
         min_side_px: boxes with smaller sides may take the anchors of a box with this side.
     """
     label_BN, true_BN4 = truth_BN5[..., 0].nan_to_num(0).long(), truth_BN5[..., 1:].nan_to_num(0)

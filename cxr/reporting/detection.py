@@ -101,7 +101,8 @@ def confusion_table(counts: np.ndarray, findings: Sequence[str]) -> Table:
 
 
 def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
-    """Each column as shares of the true boxes of a finding; findings without a true or predicted box are left out."""
+    """Each column as shares of the ground-truth boxes of a finding; findings without a ground-truth or predicted box
+    are left out."""
     used = np.flatnonzero(counts.any(0) | counts.any(1) | (np.arange(len(counts)) == len(findings)))
     names, counts = np.array([*findings, BACKGROUND])[used].tolist(), counts[np.ix_(used, used)]
     side = 2.6 + 0.42 * len(names)
@@ -121,7 +122,7 @@ def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
 
 
 def curves_figure(summary: DetectionSummary) -> Figure:
-    """Precision against recall of the boxes, one line for each finding with true boxes."""
+    """Precision against recall of the boxes, one line for each finding with ground-truth boxes."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     aps = summary.voc[VOC_IOUS[0]].value
@@ -162,7 +163,7 @@ def froc_legend() -> str:
 
 
 def froc_figure(summary: DetectionSummary) -> Figure:
-    """Sensitivity against false positives per image, one line for each finding with true boxes."""
+    """Sensitivity against false positives per image, one line for each finding with ground-truth boxes."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     rates_FR, lowest, highest = summary.froc, FROC_RATES[0] / 4, FROC_RATES[-1]

@@ -61,7 +61,7 @@ def summary_legend(resolution: str, resamples: int, counts: Mapping[str, int]) -
 
 
 def dice_figure(dice_N: np.ndarray, positive_N: np.ndarray) -> Figure:
-    """Histogram of the Dice of the images with a true mask, and of those without, if there are any."""
+    """Histogram of the Dice of the images with a ground-truth mask, and of those without, if there are any."""
     kinds = {"with a ground-truth mask": positive_N, "without": ~positive_N}
     shown = {name: dice_N[of] for name, of in kinds.items() if of.any()}
     figure = new_figure(4.2 * len(shown) + 0.2, 2.8)

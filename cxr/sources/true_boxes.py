@@ -1,4 +1,4 @@
-"""True boxes as training and evaluation use them: valid, in pixels of each image's file, clipped to the image.
+"""Ground-truth boxes as training and evaluation use them: valid, in pixels of an image's file, and clipped to it.
 
 A source returns boxes as published, in pixels either of the file or of an original of another size given in its
 tables. `with_usable_boxes` drops invalid boxes (`open_manifest` calls it for every source), and `place_boxes`

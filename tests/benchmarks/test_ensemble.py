@@ -60,7 +60,7 @@ def scored(folder: Path, recipe: Any, score: Callable[[int], Mapping[str, object
 
 
 def detector(folder: Path, finds: Callable[[int], bool], split: str = "test") -> Run:
-    """A detector that predicts the true box of some images, by number, and a false nodule in all images."""
+    """A detector that predicts the ground-truth box of some images, by number, and a false nodule in all images."""
     wrong = {**NODULE, "x_min": 0.0, "x_max": 8.0, schema.SCORE: 0.1}
 
     def score(n: int) -> Mapping[str, object]:

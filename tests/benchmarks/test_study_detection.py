@@ -54,7 +54,7 @@ def known(split: str, number: int) -> Mapping[str, object]:
 
 
 def detector(folder: Path, finds: Finds) -> Run:
-    """The run of a network that predicts the true box of some images, and a false nodule in all."""
+    """The run of a network that predicts the ground-truth box of some images, and a false nodule in all."""
     wrong = {**NODULE, "x_min": 0.0, "x_max": 8.0, schema.SCORE: 0.05}
     fields = pa.schema(
         [*schema.SCORES, *DetectRecipe.score_columns], {schema.FINDINGS_KEY: json.dumps(schema.FINDINGS)}

@@ -60,7 +60,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def images(raw: str) -> Rows:
-    """The images with their true boxes in their own pixels."""
+    """The images with their ground-truth boxes in their own pixels."""
     rows = open_manifest(raw).table.to_pylist()
     for row in rows:
         row[schema.BOXES] = [
@@ -70,7 +70,7 @@ def images(raw: str) -> Rows:
 
 
 def found_in(row: dict[str, Any], shift: float) -> list[dict[str, Any]]:
-    """The true boxes moved to the right by a share of their width, and a false nodule in every image."""
+    """The ground-truth boxes moved to the right by a share of their width, and a false nodule in every image."""
     own = [
         {"label": box["label"], "score": 0.9, **{name: box[name] for name in CORNERS}} for box in row[schema.BOXES]
     ]

@@ -1,4 +1,4 @@
-"""Training and reports use the same true boxes: predicting exactly these has an average precision of 1."""
+"""Training and reports use the same ground-truth boxes: predicting exactly these has an average precision of 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thresholds and offsets of boxes from a few true boxes."""
+"""Thresholds and offsets of boxes from a few ground-truth boxes."""
 
 from __future__ import annotations
 

@@ -309,7 +309,7 @@ def test_validation_of_perfect_predictions(monkeypatch: pytest.MonkeyPatch) -> N
 def test_validation_counts_no_false_positives_of_unknown_findings(
     label: int, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network predicts the true boxes and, with higher scores, the other finding in the same places."""
+    """The network predicts the ground-truth boxes and, with higher scores, the other finding in the same places."""
     task = task_of(DetectRecipe(size=64))
 
     def both(recipe: DetectRecipe, network: nn.Module, batch: Batch) -> Tensor:

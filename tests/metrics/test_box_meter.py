@@ -34,7 +34,8 @@ class Recording(SingleProcess):
 
 @pytest.fixture
 def batch() -> tuple[Tensor, Tensor]:
-    """(N, 20, 6) predictions, half of them near true boxes, and (N, 4, 5) true boxes; some of both are missing."""
+    """(N, 20, 6) predictions, half of them near ground-truth boxes, and (N, 4, 5) ground-truth boxes; some of both
+    are missing."""
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.6, (IMAGES, 4, 2))
     there = np.concatenate([low, low + rng.uniform(0.1, 0.4, low.shape)], -1)

@@ -28,7 +28,7 @@ def boxes(rows: list[tuple[int, int, list[float], float]]) -> Boxes:
 
 
 def drawn(seed: int, images: int, per_image: int, findings: int, true: int) -> tuple[Boxes, Boxes]:
-    """Predicted boxes, a third of them near true boxes, and the true boxes."""
+    """Predicted boxes, a third of them near ground-truth boxes, and the ground-truth boxes."""
     rng = np.random.default_rng(seed)
     image, finding = rng.integers(images, size=true), rng.integers(findings, size=true)
     low = rng.uniform(0, 70, (true, 2))
@@ -197,7 +197,8 @@ def test_labels_and_probabilities_of_images() -> None:
 
 
 def test_confusion_matrix_with_background() -> None:
-    """Finding 0 predicted as 1; a box far from all others; a missed true box; a box below the minimum score."""
+    """Finding 0 predicted as 1; a box far from all others; a missed ground-truth box; a box below the minimum
+    score."""
     true = boxes([(0, 0, shifted(0), 0), (0, 1, shifted(50), 0), (1, 1, shifted(0), 0)])
     predicted = boxes(
         [

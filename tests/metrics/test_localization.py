@@ -128,7 +128,8 @@ def test_columns_of_rows_and_scores_become_flat() -> None:
 
 
 def many(seed: int, images: int = 60) -> tuple[Boxes, Boxes, np.ndarray]:
-    """Predicted and true boxes of images, two images per patient; predicted boxes are shifted true boxes."""
+    """Predicted and ground-truth boxes of images, two images per patient; predicted boxes are shifted ground-truth
+    boxes."""
     rng = np.random.default_rng(seed)
     image, finding = np.repeat(np.arange(images), 2), np.tile([0, 1], images)
     low = rng.uniform(0, 60, (2 * images, 2))

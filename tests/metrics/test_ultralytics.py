@@ -17,8 +17,8 @@ IOUS = torch.linspace(0.5, 0.95, 10)
 
 
 def made(seed: int) -> tuple[Tensor, Tensor]:
-    """Predictions (B, N, 6), best score first, and true boxes (B, 3, 5); half of the predictions are near true
-    boxes."""
+    """Predictions (B, N, 6), best score first, and ground-truth boxes (B, 3, 5); half of the predictions are near
+    true boxes."""
     rng = torch.Generator().manual_seed(seed)
     low = 0.6 * torch.rand(IMAGES, 3, 2, generator=rng)
     corners = torch.cat([low, low + 0.1 + 0.3 * torch.rand(low.shape, generator=rng)], -1)

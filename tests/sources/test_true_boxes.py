@@ -1,4 +1,5 @@
-"""True boxes: invalid ones are dropped, others clipped to their images, and a wrong image size is an error."""
+"""Ground-truth boxes: invalid ones are dropped, others clipped to their images, and a wrong image size is an
+error."""
 
 from __future__ import annotations
 

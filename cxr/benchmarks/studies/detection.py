@@ -35,7 +35,8 @@ Fuse = Callable[[Sequence[Sequence[ScoredBoxes]]], list[ScoredBoxes]]
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionResult(SeedResults):
-    """Average precision at IoU > .4 of networks or ensembles on the test images, for findings with true boxes."""
+    """Average precision at IoU > .4 of networks or ensembles on the test images, for findings with ground-truth
+    boxes."""
 
     section: str  # of SECTIONS
     networks: int  # whose boxes are combined
@@ -83,7 +84,7 @@ class Detections:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The findings with true boxes."""
+        """The findings with ground-truth boxes."""
         return tuple(self.findings[number] for number in np.unique(self.true.finding))
 
     def result(

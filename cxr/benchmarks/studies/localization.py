@@ -59,7 +59,7 @@ class Evaluated:
         return cls(boxes, join(classification_data.load_scores(run), truth.labels))
 
     def pairs(self) -> dict[str, int]:
-        """Number of images with a true box, per finding."""
+        """Number of images with a ground-truth box, per finding."""
         true = self.boxes.true
         found = np.unique(np.stack([true.image, true.finding]), axis=1)[1]
         return {name: int((found == number).sum()) for number, name in enumerate(self.boxes.findings)}

@@ -20,14 +20,14 @@ _SHOWN = (("iou", 0.1), ("iou", 0.3), ("iou", 0.5), ("iobb", 0.1), ("iobb", 0.5)
 _GUESSES = {"random": ":", "center": "--"}
 _GAINS = {"small": "T({}) = {}, mean of Nodule and Mass", "large": "T({}) = {}, Cardiomegaly", "auroc": "mean AUROC"}
 _LEGEND = (
-    "A finding with a true box in an image counts as localized if one of its predicted boxes, with any score, has an "
-    "IoU (or an intersection over the predicted box, IoBB) above T with a true box (Wang et al. 2017). Values are "
-    "means over seeds; 95 % intervals are percentile intervals of {resamples:,} resamples of patients (with all of "
-    "their images) and of seeds. With few seeds, such intervals are somewhat too narrow; for a finding with a box in "
-    "only a few images, they are far too narrow, as is that of a mean over such findings. `random` predicts one box "
-    "per image and finding, with the size of a training box and at a random position; `center` predicts the mean box "
-    "of the training images. False positives are predicted boxes per image that do not exceed T(IoU) = .3, averaged "
-    "over findings.\n"
+    "A finding with a ground-truth box in an image counts as localized if one of its predicted boxes, with any "
+    "score, has an IoU (or an intersection over the predicted box, IoBB) above T with a ground-truth box (Wang et "
+    "al. 2017). Values are means over seeds; 95 % intervals are percentile intervals of {resamples:,} resamples of "
+    "patients (with all of their images) and of seeds. With few seeds, such intervals are somewhat too narrow; for "
+    "a finding with a box in only a few images, they are far too narrow, as is that of a mean over such findings. "
+    "`random` predicts one box per image and finding, with the size of a training box and at a random position; "
+    "`center` predicts the mean box of the training images. False positives are predicted boxes per image that do "
+    "not exceed T(IoU) = .3, averaged over findings.\n"
 )
 # As quoted in later papers: ChestX-ray14, no boxes in training, mean of its eight findings with boxes.
 _PAPERS = (

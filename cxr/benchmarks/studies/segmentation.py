@@ -30,14 +30,15 @@ class SegmentationResult:
     name: str
     figures: dict[str, float]  # means over seeds: `metrics.segmentation.summary`, `image_level`, and hd95_px
     dice: MeanInterval  # by patient; each image's value is its mean over seeds
-    positive_dice: MeanInterval  # of the images with a true mask
+    positive_dice: MeanInterval  # of the images with a ground-truth mask
     dice_sd: float  # standard deviation of the mean Dice over seeds; NaN with one seed
     architecture: ArchitectureSummary
     forward_ms: float  # of one image
 
     @property
     def all_positive(self) -> bool:
-        """Whether every image has a true mask, as with lungs. Then no figure compares images with and without one."""
+        """Whether every image has a ground-truth mask, as with lungs. Then no figure compares images with and without
+        one."""
         return self.figures["positives"] == self.figures["images"]
 
     def row(self) -> dict[str, Any]:
@@ -78,7 +79,8 @@ def summarize(
 
 
 def _figures(of_seed: SegmentationEvaluation) -> dict[str, float]:
-    """hd95_px: the mean over the images whose predicted and true masks are not empty; NaN without such an image."""
+    """hd95_px: the mean over the images whose predicted and ground-truth masks are not empty; NaN without such an
+    image."""
     measured_px = of_seed.hd95_px[np.isfinite(of_seed.hd95_px)]
     return {
         **summary(of_seed.overlap),

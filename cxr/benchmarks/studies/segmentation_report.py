@@ -118,8 +118,8 @@ def csv(results: Sequence[SegmentationResult]) -> str:
 
 
 def picture(results: Sequence[SegmentationResult]) -> Figure:
-    """One row per network, the best first: Dice of all images, Dice of images with a true mask if some have none, and
-    the time of a forward pass."""
+    """One row per network, the best first: Dice of all images, Dice of images with a ground-truth mask if some have
+    none, and the time of a forward pass."""
     order = sorted(results, key=lambda result: result.positive_dice.value)
     shown = {"dice": "mean Dice (95 %)"}
     if not results[0].all_positive:

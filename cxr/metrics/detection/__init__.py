@@ -1,7 +1,7 @@
 """Metrics of detectors: average precision of VOC and COCO, image-level scores, confusion matrices.
 
-Predicted and true boxes are `metrics.localization.Boxes` in the same frame. The metric of a finding without true
-boxes is NaN, and means ignore it. NumPy only, float64.
+Predicted and ground-truth boxes are `metrics.localization.Boxes` in the same frame. The metric of a finding without
+such boxes is NaN, and means ignore it. NumPy only, float64.
 """
 
 from cxr.metrics.detection.box_meter import BoxMeter

@@ -19,7 +19,7 @@ _COLUMNS = 7
 
 
 class BoxMeter:
-    """Predicted and true boxes of all images that a worker has evaluated."""
+    """Predicted and ground-truth boxes of all images that a worker has evaluated."""
 
     def __init__(self, device: torch.device) -> None:
         nothing = torch.zeros(0, _COLUMNS, device=device)
@@ -48,7 +48,7 @@ class BoxMeter:
         """map_40 and map_50 (PASCAL VOC 2010), map_50_95 (COCO), and precision and recall at the score with the
         highest mean F1 at IoU > .5.
 
-        All are means over the findings that have true boxes; NaN if there are no true boxes.
+        All are means over the findings that have ground-truth boxes; NaN if there are no ground-truth boxes.
         """
         predicted, true = (self._gathered(rows, workers) for rows in (self._predicted, self._true))
         boxed = np.unique(true.finding)
@@ -77,7 +77,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _at_best_f1(of_findings: list[Curve]) -> tuple[float, float]:
-    """Mean precision and recall at the score with the highest mean F1; NaN for both without a true box."""
+    """Mean precision and recall at the score with the highest mean F1; NaN for both without a ground-truth box."""
     if not of_findings:
         return math.nan, math.nan
     scores = np.unique(np.concatenate([curve.scores for curve in of_findings]))

@@ -1,4 +1,4 @@
-"""Pairs of a predicted and a true box of the same image that may match, with their IoU."""
+"""Pairs of a predicted and a ground-truth box of the same image that may match, with their IoU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cxr.metrics.localization import Boxes
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs, in ascending order of the predicted box, then of the true box."""
+    """P pairs, in ascending order of the predicted box, then of the ground-truth box."""
 
     predicted: np.ndarray  # (P,) row of the predicted boxes
-    true: np.ndarray  # (P,) row of the true boxes
+    true: np.ndarray  # (P,) row of the ground-truth boxes
     iou: np.ndarray  # (P,) float64
 
     def at(self, index: np.ndarray) -> Pairs:

@@ -20,7 +20,8 @@ COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 @dataclass(frozen=True)
 class DetectionSummary:
-    """Metrics by finding, in the order of the findings; NaN for a finding without true boxes, which means ignore."""
+    """Metrics by finding, in the order of the findings; NaN for a finding without ground-truth boxes, which means
+    ignore."""
 
     findings: tuple[str, ...]
     true: np.ndarray  # (F,) boxes
@@ -39,19 +40,20 @@ class DetectionSummary:
 
     @property
     def froc(self) -> np.ndarray:
-        """(F, R) sensitivity of each finding at FROC_RATES false positives per image; NaN without true boxes."""
+        """(F, R) sensitivity of each finding at FROC_RATES false positives per image; NaN without ground-truth
+        boxes."""
         rates = [[curve.sensitivity_at(rate * self.images) for rate in FROC_RATES] for curve in self.curves]
         return np.array(rates, np.float64).reshape(len(self.findings), len(FROC_RATES))
 
     @property
     def mean_froc(self) -> float:
-        """Mean over FROC_RATES and the findings with true boxes."""
+        """Mean over FROC_RATES and the findings with ground-truth boxes."""
         measured = self.froc[self.true > 0]
         return float(measured.mean()) if measured.size else float("nan")
 
     @property
     def map_50_95(self) -> float:
-        """Mean over COCO's IoUs and the findings with true boxes."""
+        """Mean over COCO's IoUs and the findings with ground-truth boxes."""
         measured = self.coco[:, self.true > 0]
         return float(measured.mean()) if measured.size else float("nan")
 
@@ -62,7 +64,8 @@ def true_positives(predicted: Boxes, true: Boxes, iou: float) -> np.ndarray:
 
 
 def missed_boxes(predicted: Boxes, true: Boxes, iou: float) -> np.ndarray:
-    """(K,) bool: true boxes that no predicted box is a true positive of, see `matching.voc_true_positives`."""
+    """(K,) bool: ground-truth boxes that no predicted box is a true positive of, see
+    `matching.voc_true_positives`."""
     candidates = pairs(predicted, true)
     best = candidates.best()
     best = best.at(best.iou > iou)
@@ -72,7 +75,7 @@ def missed_boxes(predicted: Boxes, true: Boxes, iou: float) -> np.ndarray:
 
 
 def average_precisions(predicted: Boxes, true: Boxes, findings: int, iou: float) -> np.ndarray:
-    """(F,) of PASCAL VOC 2010 at IoU > `iou`; NaN without true boxes."""
+    """(F,) of PASCAL VOC 2010 at IoU > `iou`; NaN without ground-truth boxes."""
     true_positive = true_positives(predicted, true, iou)
     return np.array([curve.voc_ap() for curve in curves(predicted, true_positive, true, findings)])
 
@@ -80,7 +83,7 @@ def average_precisions(predicted: Boxes, true: Boxes, findings: int, iou: float)
 def coco_average_precisions(
     predicted: Boxes, true: Boxes, findings: int, ious: Sequence[float] = COCO_IOUS
 ) -> np.ndarray:
-    """(T, F) of COCO at IoU >= each of `ious`; NaN without true boxes."""
+    """(T, F) of COCO at IoU >= each of `ious`; NaN without ground-truth boxes."""
     true_positive, seen = coco_true_positives(predicted, true, ious)
     some = predicted.at(seen)
     return np.array([[c.coco_ap() for c in curves(some, of[seen], true, findings)] for of in true_positive])

@@ -19,7 +19,7 @@ def image_probabilities(predicted: Boxes, images: int, findings: int) -> np.ndar
 
 
 def image_labels(true: Boxes, known_NF: np.ndarray) -> np.ndarray:
-    """int8 (N, F + 1): 1 with a true box, 0 without, −1 if unknown; last column: no finding."""
+    """int8 (N, F + 1): 1 with a ground-truth box, 0 without, −1 if unknown; last column: no finding."""
     labels = np.where(known_NF, NEGATIVE, UNKNOWN).astype(np.int8)
     labels[true.image, true.finding] = POSITIVE
     some, none = (labels == POSITIVE).any(1), (labels == NEGATIVE).all(1)
@@ -30,9 +30,9 @@ def image_labels(true: Boxes, known_NF: np.ndarray) -> np.ndarray:
 def confusion(predicted: Boxes, true: Boxes, findings: int, *, iou: float, score: float) -> np.ndarray:
     """(F + 1, F + 1) int64: rows are predicted findings, columns true ones; the last of each is background.
 
-    Boxes with a score of at least `score` are matched one to one with true boxes of the same image, whatever their
-    findings, in descending order of IoU, if the IoU is above `iou`. Unmatched boxes count as background of the other
-    side.
+    Boxes with a score of at least `score` are matched one to one with ground-truth boxes of the same image, whatever
+    their findings, in descending order of IoU, if the IoU is above `iou`. Unmatched boxes count as background of the
+    other side.
     """
     predicted = predicted.at(predicted.score >= score)
     every = pairs(predicted, true, any_finding=True)

@@ -1,4 +1,5 @@
-"""Which predicted boxes are true positives: each true box matches at most one, the one with the highest score."""
+"""Which predicted boxes are true positives: each ground-truth box matches at most one, the one with the highest
+score."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ def by_score(predicted: Boxes) -> np.ndarray:
 def voc_true_positives(predicted: Boxes, candidates: Pairs, iou: float) -> np.ndarray:
     """(M,) bool: true positives of PASCAL VOC 2010 (Everingham et al.).
 
-    Each predicted box is matched to the true box with the highest IoU. It is a true positive if the IoU exceeds `iou`
-    and no box with a higher score matches that true box. Otherwise it is a false positive, even if another true box
-    is unmatched.
+    Each predicted box is matched to the ground-truth box with the highest IoU. It is a true positive if the IoU
+    exceeds `iou` and no box with a higher score matches that ground-truth box. Otherwise it is a false positive, even
+    if another ground-truth box is unmatched.
     """
     best = candidates.best()
     best = best.at(best.iou > iou)
@@ -38,8 +39,8 @@ def voc_true_positives(predicted: Boxes, candidates: Pairs, iou: float) -> np.nd
 def coco_true_positives(predicted: Boxes, true: Boxes, ious: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """(T, M) bool: true positives of COCO (Lin et al. 2014), and (M,) bool: which predicted boxes count at all.
 
-    In descending order of score, a predicted box is matched to the unmatched true box with the highest IoU, if it is
-    at least `iou`. Only the 100 boxes with the highest scores per image and finding count.
+    In descending order of score, a predicted box is matched to the unmatched ground-truth box with the highest IoU,
+    if it is at least `iou`. Only the 100 boxes with the highest scores per image and finding count.
     """
     rank = _ranks(predicted)
     every = pairs(predicted, true)

@@ -19,7 +19,7 @@ class Curve:
     scores: np.ndarray  # (M,) descending
     true_positive: np.ndarray  # (M,) cumulative number of true positives
     false_positive: np.ndarray  # (M,) cumulative number of false positives
-    true: int  # true boxes
+    true: int  # ground-truth boxes
 
     @classmethod
     def of(cls, scores: np.ndarray, true_positive: np.ndarray, true: int) -> Curve:
@@ -30,7 +30,7 @@ class Curve:
 
     @property
     def recall(self) -> np.ndarray:
-        """(M,) NaN without a true box."""
+        """(M,) NaN without a ground-truth box."""
         return ratio(self.true_positive, np.full(len(self.true_positive), self.true))
 
     @property
@@ -45,19 +45,20 @@ class Curve:
         return np.append(0, self.true_positive)[count], np.append(0, self.false_positive)[count]
 
     def voc_ap(self) -> float:
-        """Area under the curve, all points (VOC 2010); NaN without a true box."""
+        """Area under the curve, all points (VOC 2010); NaN without a ground-truth box."""
         gains = np.diff(self.true_positive, prepend=0)
         return float(ratio(np.array((gains * self.precision).sum()), np.array(self.true)))
 
     def coco_ap(self) -> float:
-        """Mean precision at the 101 recalls 0, .01, …, 1 (COCO); NaN without a true box."""
+        """Mean precision at the 101 recalls 0, .01, …, 1 (COCO); NaN without a ground-truth box."""
         if not self.true:
             return float("nan")
         at = np.searchsorted(self.recall, _COCO_RECALLS, "left")
         return float(np.append(self.precision, 0)[at].mean())
 
     def sensitivity_at(self, false_positives: float) -> float:
-        """The highest recall of any score threshold with at most so many false positives; NaN without a true box."""
+        """The highest recall of any score threshold with at most so many false positives; NaN without a ground-truth
+        box."""
         if not self.true:
             return float("nan")
         return float(self.recall[self.false_positive <= false_positives].max(initial=0))
@@ -65,7 +66,7 @@ class Curve:
     def best_f1(self) -> tuple[float, float]:
         """The highest F1 of any score threshold, and that threshold.
 
-        Both are NaN without a true box. Without a predicted box, F1 is 0 and the threshold NaN.
+        Both are NaN without a ground-truth box. Without a predicted box, F1 is 0 and the threshold NaN.
         """
         if not self.true or not len(self.scores):
             return (0.0 if self.true else float("nan")), float("nan")
@@ -92,7 +93,8 @@ def resampled_aps(
     resamples: int,
     seed: int,
 ) -> np.ndarray:
-    """(R, F) VOC's average precision in each resample, NaN without a true box. It depends only on patients and seed.
+    """(R, F) VOC's average precision in each resample, NaN without a ground-truth box. It depends only on patients
+    and seed.
 
     Args:
         patients_N: one id per image, of any sortable type; images of a patient are resampled together.
@@ -119,7 +121,7 @@ class _Weighted:
         np.ndarray
     )  # (W,) patient of each false positive with at least the score of some true positive, by group
     groups: np.ndarray  # (W,) group: the first true positive whose score is not higher
-    true: np.ndarray  # (B,) patient of each true box
+    true: np.ndarray  # (B,) patient of each ground-truth box
 
     @classmethod
     def of(
@@ -137,7 +139,7 @@ class _Weighted:
 
     def aps(self, times_PR: np.ndarray) -> np.ndarray:
         """(R,) average precision if each patient's images count as often as the patient was sampled; NaN without
-        a true box."""
+        a ground-truth box."""
         gains = times_PR[self.true_positive]
         false_positive = np.zeros(gains.shape, np.int64)
         if len(self.false_positive):

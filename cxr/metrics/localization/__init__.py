@@ -1,7 +1,7 @@
 """Metrics of predicted boxes: localization accuracy, false positives, the pointing game, and their intervals.
 
-An *image-finding pair* is an image with a true box of a finding. Predicted boxes of that finding are compared with
-its true boxes in one frame, pixels of the original image. NumPy only, float64.
+An *image-finding pair* is an image with a ground-truth box of a finding. Predicted boxes of that finding are compared
+with its ground-truth boxes in one frame, pixels of the original image. NumPy only, float64.
 """
 
 from cxr.metrics.localization.baselines import baselines, center_boxes, random_boxes

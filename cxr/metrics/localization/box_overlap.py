@@ -1,4 +1,5 @@
-"""Overlap of predicted and true boxes: the best overlap of each image-finding pair, and of each predicted box."""
+"""Overlap of predicted and ground-truth boxes: the best overlap of each image-finding pair, and of each predicted
+box."""
 
 from __future__ import annotations
 
@@ -19,16 +20,12 @@ THRESHOLDS = tuple(tenths / 10 for tenths in range(1, 10))
 class Located:
     """N images, F findings, and the M predicted boxes that are known to be correct or not."""
 
-    best: dict[
-        str, np.ndarray
-    ]  # measure -> (N, F) largest overlap of a predicted with a true box, NaN without a true box
-    pointed: (
-        np.ndarray
-    )  # (N, F) 1 if the center of the box with the highest score is in a true box, else 0; NaN likewise
+    best: dict[str, np.ndarray]  # measure -> (N, F) largest overlap with a ground-truth box, NaN without one
+    pointed: np.ndarray  # (N, F) 1 if the center of the box with the highest score is in one, else 0; NaN without one
     known: np.ndarray  # (N, F) bool: all boxes of the finding in the image are known
     image: np.ndarray  # (M,) image of each predicted box
     finding: np.ndarray  # (M,)
-    overlap: dict[str, np.ndarray]  # measure -> (M,) largest overlap with a true box of the finding, 0 without one
+    overlap: dict[str, np.ndarray]  # measure -> (M,) largest with a ground-truth box of the finding, 0 without one
 
     def at(self, images: np.ndarray) -> Located:
         """Some of the images, by ascending rows."""
@@ -57,7 +54,8 @@ class Located:
         )
 
     def localized(self, measure: str, threshold: float) -> np.ndarray:
-        """(N, F) 1 if the overlap of a predicted box exceeds the threshold, otherwise 0; NaN without a true box."""
+        """(N, F) 1 if the overlap of a predicted box exceeds the threshold, otherwise 0; NaN without a ground-truth
+        box."""
         best = self.best[measure]
         return np.where(np.isnan(best), np.nan, best > threshold)
 
@@ -93,7 +91,7 @@ def locate(predicted: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:
     )
     ours, theirs = (_keys(boxes_of, known_NF) for boxes_of in (predicted, true))
     first = np.searchsorted(theirs, ours, "left")
-    count = np.searchsorted(theirs, ours, "right") - first  # true boxes of the same pair
+    count = np.searchsorted(theirs, ours, "right") - first  # ground-truth boxes of the same pair
     of_predicted, of_true = _combined(np.arange(len(ours)), first, count)
     starts, boxed = np.flatnonzero(np.diff(of_predicted, prepend=-1)), count > 0
     best: dict[str, np.ndarray] = {}
@@ -114,20 +112,21 @@ def locate(predicted: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:
 
 
 def _combined(predicted_M: np.ndarray, first_M: np.ndarray, count_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(K,) predicted boxes and (K,) true boxes: each predicted box with its `count` true boxes from `first` on."""
+    """(K,) predicted boxes and (K,) ground-truth boxes: each predicted box with its `count` ground-truth boxes from
+    `first` on."""
     within = np.arange(count_M.sum()) - np.repeat(np.cumsum(count_M) - count_M, count_M)
     return np.repeat(predicted_M, count_M), np.repeat(first_M, count_M) + within
 
 
 def _zero_where(true_keys: np.ndarray, known_NF: np.ndarray) -> np.ndarray:
-    """(N, F) 0 where there is a true box, elsewhere NaN."""
+    """(N, F) 0 where there is a ground-truth box, elsewhere NaN."""
     values = np.full(known_NF.shape, np.nan)
     values.reshape(-1)[true_keys] = 0
     return values
 
 
 def _center_in(predicted_K4: np.ndarray, true_K4: np.ndarray) -> np.ndarray:
-    """(K,) bool: whether the center of the predicted box is in the true box."""
+    """(K,) bool: whether the center of the predicted box is in the ground-truth box."""
     center = (predicted_K4[:, :2] + predicted_K4[:, 2:]) / 2
     return np.logical_and.reduce((true_K4[:, :2] <= center) & (center <= true_K4[:, 2:]), axis=1)
 

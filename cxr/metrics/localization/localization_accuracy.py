@@ -18,12 +18,12 @@ class LocalizationRates:
     """All localization metrics; every `Intervals` has a value per finding, and their mean."""
 
     findings: tuple[str, ...]
-    pairs: np.ndarray  # (F,) images with a true box of the finding
+    pairs: np.ndarray  # (F,) images with a ground-truth box of the finding
     patients: np.ndarray  # (F,) patients of these images
     images: np.ndarray  # (F,) images in which all boxes of the finding are known
     accuracy: ByThreshold  # share of the pairs with a predicted box above the threshold
     false_positives: ByThreshold  # predicted boxes per image that are not above the threshold
-    pointing: Intervals  # share of the pairs in which the center of the highest-scoring box is in a true box
+    pointing: Intervals  # share of the pairs in which the center of the highest-scoring box is in a ground-truth box
 
     def at(self, measure: str, threshold: float) -> Intervals:
         """The accuracy at one threshold."""

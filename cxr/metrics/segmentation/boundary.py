@@ -1,4 +1,4 @@
-"""Distance between the outlines of predicted and true masks: HD95, exact, for pixels of any shape."""
+"""Distance between the outlines of predicted and ground-truth masks: HD95, exact, for pixels of any shape."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Overlap of predicted and true masks, from four counts per image: Dice, IoU, mean IoU, pixel accuracy.
+"""Overlap of predicted and ground-truth masks, from four counts per image: Dice, IoU, mean IoU, pixel accuracy.
 
-Rows are int64 (N, 4): pixels of the intersection, of the predicted mask, of the true mask, of the image. Images may
-have different sizes; rows of workers are gathered and then divided here.
+Rows are int64 (N, 4): pixels of the intersection, of the predicted mask, of the ground-truth mask, of the image.
+Images may have different sizes; rows of workers are gathered and then divided here.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def summary(rows: Tensor) -> dict[str, float]:
     """All overlap metrics of a set of images, NaN if they cannot be measured.
 
     dice, iou: means over images, where two empty masks count as 1; SIIM-ACR (2019) ranks by Dice. positive_dice: mean
-    over the images with a true mask. empty_prediction_dice: the Dice of predicting only empty masks, which is the
-    share of images without a true mask; compare dice with it. mean_iou, pixel_accuracy: over the pixels of all images
-    together (Long et al. 2015); mean_iou is the mean of the IoU of background and target, or that of the background
-    alone if no target exists or is predicted. images, positives: counts.
+    over the images with a ground-truth mask. empty_prediction_dice: the Dice of predicting only empty masks, which is
+    the share of images without a ground-truth mask; compare dice with it. mean_iou, pixel_accuracy: over the pixels
+    of all images together (Long et al. 2015); mean_iou is the mean of the IoU of background and target, or that of
+    the background alone if no target exists or is predicted. images, positives: counts.
     """
     rows = rows.cpu()
     per_image, positive = dice(rows), rows[:, TRUE] > 0
