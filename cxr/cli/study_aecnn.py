@@ -36,7 +36,7 @@ def run_study(options: Options) -> dict[str, Any]:
     for note in notes:
         print(f"note: {note}", flush=True)
     trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
-    scores = scored_labels(trained, dict.fromkeys(recipes, data))
+    scores = scored_labels(trained, dict.fromkeys(recipes, data), out)
     results = []
     for name in recipes:
         networks = [checkpoint.load(network.checkpoint) for network in trained if network.name == name]

@@ -52,7 +52,7 @@ def run_study(options: Options) -> dict[str, Any]:
         folder = storage.join(out, name)
         data = prepared(images, recipes, folder)
         trained = train_all(recipes, range(seeds), data, folder, run)
-        results.append(evaluated(name, trained, data))
+        results.append(evaluated(name, trained, data, folder))
         records[name] = networks_record(trained, recipes, data[INITIAL]) | {"shards": data}
         print(study.table(results), flush=True)
     return {"aligner": aligned.aligner, "archives": records, **write(results, seeds, out)}
@@ -115,9 +115,9 @@ def training_images(data: str, size: int) -> np.ndarray:
     )
 
 
-def evaluated(name: str, trained: Sequence[Trained], data: Mapping[str, str]) -> ArchiveResult:
-    """The results of an archive's variants: the cluster scores the test images with each network."""
-    scores = scored_labels(trained, data)
+def evaluated(name: str, trained: Sequence[Trained], data: Mapping[str, str], folder: str) -> ArchiveResult:
+    """The results of an archive's variants, whose networks the cluster applies to the test images."""
+    scores = scored_labels(trained, data, folder)
     images = scores[INITIAL][0]
     return ArchiveResult(
         archive=name,

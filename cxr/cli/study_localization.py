@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from cxr.benchmarks.studies import localization, localization_report
 from cxr.benchmarks.studies.localization import Evaluated
+from cxr.cli.ensembles import score_seeds
 from cxr.cli.phantoms import phantoms_with_boxes
-from cxr.cli.study_networks import begin, check_options, networks_record, scored, write_files
+from cxr.cli.study_networks import begin, check_options, networks_record, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
 from cxr.evaluation.detection_data import named as boxed_findings
@@ -60,7 +61,7 @@ def run_study(options: Options) -> dict[str, Any]:
     trained = train_all(recipes, range(seeds), data, out, run)
     results, evaluated = [], []
     for name in recipes:
-        evaluated = [Evaluated.of(scored(network, data), truth) for network in trained if network.name == name]
+        evaluated = [Evaluated.of(run, truth) for run in score_seeds(trained, name, data, "test", out)]
         results.append(localization.summarize(name, evaluated))
         print(f"evaluated: {name}", flush=True)
     return {

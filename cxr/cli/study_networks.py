@@ -1,4 +1,4 @@
-"""Code that the studies share: their start, scores of test images, the files that they write, and result.json."""
+"""Code that the studies share: their start, labels of test images, the files that they write, and result.json."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from cxr import schema, storage
 from cxr.benchmarks.studies import classifiers, ensemble
 from cxr.benchmarks.studies.seed_results import SeedResults
+from cxr.cli.ensembles import score_seeds
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions, TrainOptions
 from cxr.cli.plans import say_plan
@@ -17,10 +18,8 @@ from cxr.cli.training_jobs import connect, training_record
 from cxr.errors import UserError
 from cxr.evaluation.classification_data import LabeledScores, LabelTruth, known_labels
 from cxr.evaluation.ground_truth import read_truth
-from cxr.evaluation.run import Run, Split, read_run
+from cxr.evaluation.run import Split
 from cxr.families.base import Recipe
-from cxr.inference.options import ScoreOptions
-from cxr.inference.score import score
 from cxr.reporting import figures
 from cxr.sources.options import ALL_IMAGES
 from cxr.training.options import RunOptions
@@ -66,23 +65,16 @@ def begin(study: Study, networks: int) -> tuple[ArchiveOptions, str]:
     return archive, inputs.out
 
 
-def scored(network: Trained, data: str) -> Run:
-    """The scores of the test images of shards by a network of the study, in `scored` beside its checkpoint. The
-    cluster makes them once."""
-    out = f"{network.checkpoint.removesuffix('/checkpoint')}/scored"
-    score(data, network.checkpoint, out, ScoreOptions(split="test", max_rejects=0))
-    return read_run(out)
-
-
-def scored_labels(trained: Sequence[Trained], data: Mapping[str, str]) -> dict[str, list[LabeledScores]]:
+def scored_labels(trained: Sequence[Trained], data: Mapping[str, str], out: str) -> dict[str, list[LabeledScores]]:
     """The scores of the test images by each recipe's networks, with labels; see `classifiers.joined`.
 
     Args:
         data: URI of each recipe's shards by its name; all have the same images, labeled as in the first.
+        out: the folder of the study.
     """
     first = next(iter(data.values()))
     truth = known_labels(read_truth(first, ALL_IMAGES, "test", [schema.PATIENT_ID, schema.LABELS]))
-    runs = {name: [scored(network, uri) for network in trained if network.name == name] for name, uri in data.items()}
+    runs = {name: score_seeds(trained, name, uri, "test", out) for name, uri in data.items()}
     return classifiers.joined(runs, truth)
 
 

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 
 from cxr.benchmarks.studies import segmentation, segmentation_report
+from cxr.cli.ensembles import score_seeds
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.study_networks import Study, begin, check_options, networks_record, scored, write_files
+from cxr.cli.study_networks import Study, begin, check_options, networks_record, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.data.batch import best_device
 from cxr.errors import UserError
@@ -79,9 +80,9 @@ def run_study(
     device = best_device()
     results = []
     for name in recipes:
-        of_name = [network for network in trained if network.name == name]
-        evaluations = [evaluate(load_scores(scored(network, data)), truth) for network in of_name]
-        first = checkpoint.load(of_name[0].checkpoint)
+        runs = score_seeds(trained, name, data, "test", out)
+        evaluations = [evaluate(load_scores(of_seed), truth) for of_seed in runs]
+        first = checkpoint.load(next(network.checkpoint for network in trained if network.name == name))
         results.append(segmentation.summarize(name, evaluations, first, device))
         print(f"evaluated: {name}, Dice {results[-1].dice.value:.3f}", flush=True)
     return {

@@ -153,7 +153,7 @@ def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch:
     result = main(Options(out=str(tmp_path), networks=("small_unet",), seeds=2, data=data, recipe=RECIPE))
     assert list(result["checkpoints"]) == [f"small_unet, seed {seed}" for seed in (0, 1)]
     assert result["metrics"]["images"] == IMAGES - 1
-    (scores,) = (tmp_path / "small_unet" / "seed-1" / "scored" / "scores").glob("*.parquet")
+    (scores,) = (tmp_path / "small_unet" / "scored-2" / "scores").glob("*.parquet")
     assert pq.read_table(scores)[schema.IMAGE_ID].to_pylist() == [
         f"test-{number:04d}.png" for number in range(IMAGES)
     ]
