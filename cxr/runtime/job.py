@@ -155,8 +155,15 @@ def _write_help(options: Any) -> None:
         elif text := texts.get(option.name):
             option.metadata = MappingProxyType({**option.metadata, "help": text})
             if not _is_repeatable(hints[option.name]):
-                shown = tyro.conf.arg(help_behavior_hint=partial(_default_text, text))
+                shown = tyro.conf.arg(
+                    help_behavior_hint=partial(_default_text, text), metavar=_metavar(hints[option.name])
+                )
                 type(options).__annotations__[option.name] = Annotated[hints[option.name], shown]
+
+
+def _metavar(hint: Any) -> str | None:
+    """INT for `int | None`, which tyro shows as {None}|INT; None for what tyro shows well."""
+    return next((kind.__name__.upper() for kind in (int, float, str) if hint == kind | None), None)
 
 
 def _default_text(text: str, default: str) -> str:

@@ -93,6 +93,7 @@ def test_help_shows_defaults_that_are_values_and_no_others(
         text = " ".join(capsys.readouterr().out.split())
         assert "(default: False)" in text
         assert not re.findall(r"\(default: (?:None|'')?\)", text)
+        assert "{None}" not in text  # tyro's metavar of an option that may be unset
     assert "Default: one per CPU. --" in text  # not followed by (default: 0)
 
 
