@@ -25,6 +25,7 @@ from cxr.families.compatibility import check_ray_reader, fold_of
 from cxr.families.lungs import LungsRecipe
 from cxr.families.presets import RECIPE_FILE, preset
 from cxr.models import pretrained
+from cxr.phantom.archive import SMALLEST_PX
 from cxr.reporting import folds
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
@@ -47,7 +48,7 @@ def ensure_shards(options: ArchiveOptions, out: str, recipe: Recipe | None = Non
     Args:
         recipe: says how images are cropped and enhanced when shards are made; None: not at all.
     """
-    archives = options.uris or [phantom_archive(out, options.phantoms, options.stored_size)]
+    archives = options.uris or [phantom_archive(out, options.phantoms, max(SMALLEST_PX, options.stored_size))]
     if len(archives) == 1:
         return archives[0] if options.stream else _shards_of(archives[0], storage.join(out, SHARDS), options, recipe)
     made = [

@@ -39,6 +39,7 @@ ENTRY_HEADER = (
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 BOXES_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+SMALLEST_PX, LARGEST_PX = 64, 4096  # height and width of an image
 _ORIGINAL_PX, _ORIGINAL_SPACING_MM = 2048, 0.186  # of the simulated detector
 _BLOCK = 8  # images; a patient's images are within one block
 _PATIENT, _IMAGE = 0, 1  # random streams
@@ -176,8 +177,8 @@ def check_settings(count: int, size: int, prevalence: float, pose: float) -> Non
     """Raise UserError if a setting is out of range."""
     if count < 1:
         raise UserError(f"expected a count of 1 or more, got {count}")
-    if not 64 <= size <= 4096:
-        raise UserError(f"expected a size from 64 to 4096 pixels, got {size}")
+    if not SMALLEST_PX <= size <= LARGEST_PX:
+        raise UserError(f"expected a size from {SMALLEST_PX} to {LARGEST_PX} pixels, got {size}")
     if not 0 <= prevalence <= 1:
         raise UserError(f"expected a prevalence from 0 to 1, got {prevalence}")
     if not 0 <= pose <= 2:

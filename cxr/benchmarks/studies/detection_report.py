@@ -43,8 +43,8 @@ _LEGEND = (
     "a box of No finding with the probability that an image is normal from `low` on, and replaces all boxes by it "
     "from `high` on; without a filter, only images without any box are predicted normal.\n\n"
     "Published: scores on the hidden test images of VinBigData's challenge (2020), with No finding as a 15th class, "
-    "of other networks that were trained on its 15,000 images. They can be compared only with results of the last "
-    "table on these test images.\n"
+    "of other networks that were trained on its 15,000 images. They can be compared only with results of the table of "
+    "filters, on the same test images.\n"
 )
 
 
