@@ -1,6 +1,7 @@
 """`cxr study aecnn` as a script.
 
-ray job submit --working-dir . -- python jobs/study_aecnn.py --archive s3://xrays/nih --out s3://xrays/study --seeds 5
+ray job submit --working-dir . -- python jobs/study_aecnn.py --archive s3://xrays/nih \\
+    --out s3://xrays/study --preset published
 """
 
 from cxr.cli.main import run

@@ -1,7 +1,7 @@
 """`cxr study pneumothorax` as a script.
 
 ray job submit --working-dir . -- python jobs/study_pneumothorax.py --archive s3://xrays/siim \\
-    --out s3://xrays/study --size 512 --stored-size 512 --epochs 20 --fully-connected --seeds 3
+    --out s3://xrays/study --preset published
 """
 
 from cxr.cli.main import run

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from cxr import storage
 from cxr.cli.options import ArchiveOptions
+from cxr.errors import UserError
 from cxr.phantom.archive import write_phantom
 from cxr.phantom.siim import write_siim_phantom
 from cxr.schema import FINDINGS
 from cxr.sources import chestxray14, siim
 
+PHANTOMS = "phantoms"  # folder in OUT; its settings are in OUT/phantoms.json
 BOXED = ("Cardiomegaly", "Effusion", "Mass", "Nodule", "Pneumothorax")  # findings of phantoms for boxes
 
 
@@ -23,11 +26,14 @@ def phantom_archive(
     prevalence: float = 0.5,
     pose: float = 1.0,
 ) -> str:
-    """A small synthetic archive in OUT/phantoms, generated once, for a job without an archive."""
-    uri = storage.join(out, "phantoms")
-    if not chestxray14.detect(uri):
-        print(f"no --archive given: generating {count} phantom X-rays in {uri}", flush=True)
-        write_phantom(uri, count, size=size, findings=findings, prevalence=prevalence, pose=pose)
+    """A small synthetic archive in OUT/phantoms, generated once, for a job without an archive.
+
+    Raises:
+        UserError: OUT/phantoms contains other phantoms.
+    """
+    uri = storage.join(out, PHANTOMS)
+    settings = {"count": count, "size": size, "findings": [*findings], "prevalence": prevalence, "pose": pose}
+    _generate_once(uri, settings, write_phantom, chestxray14.detect)
     return uri
 
 
@@ -35,17 +41,39 @@ def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
     """The given archive, or one of phantoms with the prevalence of SIIM-ACR in OUT/phantoms, generated once."""
     if options.archive:
         return options
-    uri = storage.join(storage.normalize(out), "phantoms")
-    if not siim.detect(uri):
-        print(f"no --archive given: generating {options.phantoms} phantom X-rays in {uri}", flush=True)
-        write_siim_phantom(uri, options.phantoms, size=max(256, options.stored_size))
+    uri = storage.join(storage.normalize(out), PHANTOMS)
+    settings = {"count": options.phantoms, "size": max(256, options.stored_size)}
+    _generate_once(uri, settings, write_siim_phantom, siim.detect)
     return replace(options, archive=(uri,))
 
 
-def phantoms_with_boxes(options: ArchiveOptions, out: str, findings: Sequence[str] = BOXED) -> ArchiveOptions:
+def _generate_once(
+    uri: str, settings: Mapping[str, Any], write: Callable[..., object], detect: Callable[[str], bool]
+) -> None:
+    """Write phantoms with these settings to `uri`, and the settings beside it, unless an earlier call has."""
+    record = f"{uri}.json"
+    if not detect(uri):
+        print(f"no --archive given: generating {settings['count']} phantom X-rays in {uri}", flush=True)
+        storage.write_json(record, settings)
+        write(uri, **settings)
+        return
+    before = storage.read_json(record) if storage.exists(record) else settings
+    changed = [
+        f"{name} was {before.get(name)}, is {value}" for name, value in settings.items() if before.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{uri} contains phantoms with other settings ({'; '.join(changed)}): use another --out, or the same "
+            f"settings"
+        )
+
+
+def phantoms_with_boxes(
+    options: ArchiveOptions, out: str, findings: Sequence[str] = BOXED, pose: float = 1.0
+) -> ArchiveOptions:
     """The given archive, or one of phantoms in OUT/phantoms, generated once, of which most have large and small
     findings."""
     if options.archive:
         return options
     size = max(256, options.stored_size)
-    return replace(options, archive=(phantom_archive(out, options.phantoms, size, findings, prevalence=0.7),))
+    return replace(options, archive=(phantom_archive(out, options.phantoms, size, findings, 0.7, pose),))

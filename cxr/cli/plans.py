@@ -137,6 +137,7 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
         UserError: the CPUs or GPUs to plan for can never hold the job.
     """
     from cxr.training.fit import check_batch, room, uses_gpu  # imports Ray
+    from cxr.training.sweep import RUN_CPU
     from cxr.training.training_data import CACHE_BYTES
 
     recipe, run, archive = options.recipe, options.run, options.data
@@ -144,9 +145,9 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
     images, source, on_disk = _training_images(options, counted_images)
     capacity = Capacity.of(options.planning)
     by_ray = archive.stream or run.shard_reader == "ray"
-    fits = room(run, raw=by_ray, total=capacity.total)
-    gpu = uses_gpu(run, capacity.total)
     runs, kind, what = _runs(options)
+    fits = room(run, raw=by_ray, total=capacity.total, beside=RUN_CPU if runs > 1 else 0)
+    gpu = uses_gpu(run, capacity.total)
     at_once = min(fits, runs, getattr(getattr(options, "search", None), "max_concurrent_trials", None) or fits)
     steps = max(1, images // recipe.batch_size)
     image_bytes = archive.stored_size**2
@@ -154,8 +155,9 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
     number = f"{run.min_workers} to {run.max_workers}" if run.is_elastic else f"{run.max_workers:,}"
     processes = "process" if run.max_workers == 1 else "processes"
     plan.lines["asks for"] = (
-        f"{f'{runs:,} {kind}, {at_once} at a time, each in ' * (runs > 1)}{number} training {processes}, each with "
-        f"{run.cpus_per_worker:g} CPU{' and 1 GPU' * gpu}"
+        f"{f'{runs:,} {kind}, {at_once} at a time, each in ' * (runs > 1)}{number} training {processes}"
+        f"{', each' * (run.max_workers > 1)} with {run.cpus_per_worker:g} CPU{'s' * (run.cpus_per_worker != 1)}"
+        f"{' and 1 GPU' * gpu}"
         f"{', and a CPU for decoding' * by_ray}"
     )
     plan.lines["available"] = str(capacity)
@@ -181,7 +183,7 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
         )
         plan.lines["rate"] = f"{rate} per process; speed is assumed to be proportional to the number of processes"
         plan.values |= {"epoch_seconds": seconds, "seconds": total}
-    plan.values |= {"images": images, "steps": steps, "workers": run.max_workers, "runs_at_once": fits}
+    plan.values |= {"images": images, "steps": steps, "workers": run.max_workers, "runs_at_once": at_once}
     return plan
 
 

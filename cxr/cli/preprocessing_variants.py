@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from cxr import storage
 from cxr.cli.options import ArchiveOptions
+from cxr.cli.study_networks import check_names, check_originals
 from cxr.cli.training_jobs import demo_lung_checkpoint, ensure_shards
-from cxr.data import shards
 from cxr.errors import UserError
+from cxr.families import image_crop
 from cxr.families.base import Recipe, SomeRecipe
 
 NONE, LUNG_CROP = "none", "lung-crop"
@@ -23,18 +24,19 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
 """Settings in which each variant's recipe differs from that of the job; that of `LUNG_CROP` is a checkpoint."""
 
 
-def check_variants(names: Sequence[str], archive: ArchiveOptions, lungs: str) -> None:
-    """Raise UserError if variants are unknown, or the archive or the lung checkpoint does not suit them."""
-    if unknown := [name for name in names if name not in VARIANTS or name == NONE]:
-        others = ", ".join(name for name in VARIANTS if name != NONE)
-        raise UserError(f"--preprocessing: expected some of {others}, got {' '.join(unknown)}: use these names")
-    if archive.stream:
-        raise UserError("expected shards of each preprocessing, got --stream: omit it")
-    if made := [uri for uri in archive.uris if shards.is_shards(uri)]:
+def check_variants(names: Sequence[str], recipe: Recipe, archive: ArchiveOptions, lungs: str) -> None:
+    """Raise UserError if variants are unknown, or the recipe, archive or lung checkpoint does not suit them."""
+    check_names("--preprocessing", names, [name for name in VARIANTS if name != NONE])
+    check_originals(archive)
+    if recipe.enhancement or recipe.crop_setting:
         raise UserError(
-            f"{made[0]}: expected an archive, which is preprocessed in several ways, got shards: use the archive "
-            f"that they were made of"
+            "expected none of --denoise, --normalize, --equalize, --lung-crop and --aligner, because the study "
+            "preprocesses images: use --preprocessing"
         )
+    if lungs and LUNG_CROP not in names:
+        raise UserError(f"--lungs: expected nothing without the preprocessing {LUNG_CROP}, got {lungs}: omit it")
+    if lungs:
+        image_crop.by_lungs(lungs)  # raises if it is not a lung network
     if LUNG_CROP in names and archive.archive and not lungs:
         raise UserError(
             f"--lungs: expected a checkpoint of cxr train lungs for the preprocessing {LUNG_CROP}, got none: use "

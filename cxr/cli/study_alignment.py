@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +13,26 @@ from cxr.benchmarks.studies import classifiers, ecc_crop, xrays
 from cxr.benchmarks.studies.aligned_classification import ALIGNED, ECC, INITIAL, ArchiveResult
 from cxr.benchmarks.studies.ecc_crop import EccCrop
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.phantoms import BOXED, phantom_archive
-from cxr.cli.study_networks import begin, networks_record, scored_labels, write_files
+from cxr.cli.phantoms import phantoms_with_boxes
+from cxr.cli.study_networks import (
+    begin,
+    check_different,
+    check_options,
+    check_originals,
+    known_test_labels,
+    networks_record,
+    scored_labels,
+    write_files,
+)
 from cxr.cli.training_jobs import demo_aligner_checkpoint, ensure_shards, resolve_environment
 from cxr.data import ingest, shards
 from cxr.errors import UserError
+from cxr.evaluation.classification_data import LabeledScores
 from cxr.families.classify import ClassifyRecipe
 from cxr.imaging.geometry import fit
 from cxr.imaging.image import to_bits
 from cxr.schema import PixelFormat
-from cxr.training.sweep import Trained, train_all
+from cxr.training.sweep import train_all
 
 if TYPE_CHECKING:
     from cxr.cli.commands.study_alignment import Options
@@ -51,34 +60,31 @@ def run_study(options: Options) -> dict[str, Any]:
     for name, images in archives.items():
         folder = storage.join(out, name)
         data = prepared(images, recipes, folder)
-        trained = train_all(recipes, range(seeds), data, folder, run)
-        results.append(evaluated(name, trained, data, folder))
+        truth = known_test_labels(data[INITIAL])
+        trained = train_all(recipes, range(seeds), data, folder, run, reading=archive.reading)
+        results.append(evaluated(name, scored_labels(trained, data, truth, folder), data))
         records[name] = networks_record(trained, recipes, data[INITIAL]) | {"shards": data}
-        print(study.table(results), flush=True)
+        print(f"evaluated: {name}", flush=True)
     return {"aligner": aligned.aligner, "archives": records, **write(results, seeds, out)}
 
 
 def _check(options: Options) -> None:
-    archive, poses, seeds = options.data, options.poses, options.seeds
-    if len(archive.archive) > 1 or archive.stream or any(map(shards.is_shards, archive.uris)):
-        raise UserError(
-            "images are aligned from their originals and stored as shards: use one --archive that is not shards, "
-            "and omit --stream"
-        )
+    archive, poses = options.data, options.poses
+    check_options(archive, options.seeds)
+    check_originals(archive)
+    if len(archive.archive) > 1:
+        raise UserError(f"expected one --archive, got {len(archive.archive)}: run a study for each of them")
     if options.recipe.lung_crop:
         raise UserError("lung_crop: expected nothing, because the study aligns the images: omit it")
-    if seeds < 1 or not (archive.archive or poses):
-        raise UserError(f"expected at least 1 seed and, without an archive, one pose, got {seeds} and {len(poses)}")
+    if not (archive.archive or poses):
+        raise UserError("--poses: expected 1 or more without --archive, got none: add one")
+    check_different("--poses", poses)
 
 
 def phantoms(options: ArchiveOptions, poses: Sequence[float], out: str) -> dict[str, ArchiveOptions]:
     """Archives of the same phantom patients in poses of each strength, in OUT/phantoms-POSE/phantoms, made once."""
-    size, archives = max(256, options.stored_size), dict[str, ArchiveOptions]()
-    for pose in poses:
-        name = f"phantoms-{pose:g}"
-        uri = phantom_archive(storage.join(out, name), options.phantoms, size, BOXED, prevalence=0.7, pose=pose)
-        archives[name] = replace(options, archive=(uri,))
-    return archives
+    named = {f"phantoms-{pose:g}": pose for pose in poses}
+    return {name: phantoms_with_boxes(options, storage.join(out, name), pose=pose) for name, pose in named.items()}
 
 
 def prepared(archive: ArchiveOptions, recipes: Mapping[str, ClassifyRecipe], folder: str) -> dict[str, str]:
@@ -95,7 +101,7 @@ def prepared(archive: ArchiveOptions, recipes: Mapping[str, ClassifyRecipe], fol
             reading=archive.reading,
             pixels=PixelFormat(archive.stored_size),
             max_rejects=archive.max_rejects,
-            crop=EccCrop(templates),
+            crop=EccCrop(templates, recipes[ECC].enhancement),
             enhance=recipes[ECC].enhancement,
             labeling=archive.labeling,
         )
@@ -115,9 +121,8 @@ def training_images(data: str, size: int) -> np.ndarray:
     )
 
 
-def evaluated(name: str, trained: Sequence[Trained], data: Mapping[str, str], folder: str) -> ArchiveResult:
-    """The results of an archive's variants, whose networks the cluster applies to the test images."""
-    scores = scored_labels(trained, data, folder)
+def evaluated(name: str, scores: Mapping[str, Sequence[LabeledScores]], data: Mapping[str, str]) -> ArchiveResult:
+    """The results of an archive's variants, each of which has shards and the scores of one network per seed."""
     images = scores[INITIAL][0]
     return ArchiveResult(
         archive=name,
@@ -131,7 +136,7 @@ def evaluated(name: str, trained: Sequence[Trained], data: Mapping[str, str], fo
 
 def write(results: Sequence[ArchiveResult], seeds: int, out: str) -> dict[str, Any]:
     """Print the table; write table.md, variants.csv and auroc.png into `out`; metrics and URIs."""
+    print(f"{study.table(results)}{study.summary(results, seeds)}", flush=True)
     page = study.page(results, seeds)
-    print(page, flush=True)
     files = write_files(out, page, ("variants.csv", study.csv(results)), ("auroc.png", study.picture(results)))
     return {"metrics": study.metrics(results), **files}

@@ -11,7 +11,14 @@ from cxr.cli.ensembles import score_all
 from cxr.cli.head_jobs import CHECKPOINT, head_recipe, train_head_job
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import phantoms_with_boxes
-from cxr.cli.study_networks import begin, check_options, labeled_images, networks_record, write_classifiers
+from cxr.cli.study_networks import (
+    begin,
+    check_different,
+    check_options,
+    labeled_images,
+    networks_record,
+    write_classifiers,
+)
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
 from cxr.evaluation.run import Run, Split, read_run
@@ -19,8 +26,8 @@ from cxr.families import checkpoint_files
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel
 from cxr.inference.score import score
+from cxr.models.image_classifier import POOLED_HEADS
 from cxr.training.sweep import Trained, train_all
-from cxr.wording import counted
 
 if TYPE_CHECKING:
     from cxr.cli.commands.study_features import Options
@@ -34,21 +41,26 @@ def run_study(options: Options) -> dict[str, Any]:
     images with them, and compare the probabilities; returns the result.json.
 
     Raises:
-        UserError: no test image has labels, and other mistakes in the input.
+        UserError: no test or validation image has labels, and other mistakes in the input.
     """
     recipe, run, backbones, seeds = options.recipe, options.run, options.backbones, options.seeds
-    if len(set(backbones)) < 2:
-        raise UserError(f"--backbones: expected 2 or more different ones, got {' '.join(backbones)}: add another")
+    if len(backbones) < 2:
+        raise UserError(f"--backbones: expected 2 or more, got {' '.join(backbones) or 'none'}: add another")
+    check_different("--backbones", backbones)
+    if recipe.head not in POOLED_HEADS:
+        heads = " or ".join(POOLED_HEADS)
+        raise UserError(f"--head: expected {heads}, whose features can be fused, got {recipe.head}: use one of them")
     check_options(options.data, seeds)
     archive, out = begin(options, seeds * len(backbones))
     recipes = {name: resolve_environment(recipe.replace(backbone=name), out, run) for name in backbones}
     named = {_folder(name): of for name, of in recipes.items()}
     data = ensure_shards(phantoms_with_boxes(archive, out), out, recipe)
     split, truth = labeled_images(data, recipe)
-    trained = train_all(named, range(seeds), data, out, run)
+    trained = train_all(named, range(seeds), data, out, run, reading=archive.reading)
     runs: dict[str, list[Run]] = {name: [] for name in (*named, FUSED)}
     for seed in range(seeds):
-        for name, of in _scored(trained, seed, data, split, storage.join(out, f"fused-{seed}")).items():
+        folder = storage.join(out, "-".join(("fused", *named)), f"seed-{seed}")
+        for name, of in _scored(trained, seed, data, split, folder).items():
             runs[name].append(of)
     scores = classifiers.joined(runs, truth)
     alone = [scores[name] for name in named]
@@ -58,9 +70,8 @@ def run_study(options: Options) -> dict[str, Any]:
         classifiers.result(FUSED, scores[FUSED]),
         *(classifiers.result(f"{name} alone", of) for name, of in zip(backbones, alone, strict=True)),
     ]
-    images = counted(len(means[0].rows), f"{split} image")
-    summary = f"{images}, {counted(len(means[0].findings), 'finding')}, {counted(seeds, 'seed')}."
-    return {**networks_record(trained, named, data), **write_classifiers(results, "classifier", summary, out)}
+    written = write_classifiers(results, "classifier", means[0], split, seeds, out)
+    return {**networks_record(trained, named, data), **written}
 
 
 def _folder(backbone: str) -> str:

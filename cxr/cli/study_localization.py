@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from cxr.benchmarks.studies import localization, localization_report
 from cxr.benchmarks.studies.localization import Evaluated
 from cxr.cli.ensembles import score_seeds
 from cxr.cli.phantoms import phantoms_with_boxes
-from cxr.cli.study_networks import begin, check_options, networks_record, write_files
+from cxr.cli.study_networks import begin, check_names, check_options, check_tested, networks_record, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
 from cxr.evaluation.detection_data import named as boxed_findings
@@ -52,13 +53,14 @@ def run_study(options: Options) -> dict[str, Any]:
     archive, out = begin(options, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(phantoms_with_boxes(archive, out, FINDINGS), out, recipe)
+    check_tested(data)
     truth = known_boxes(data, ReportOptions(split="test"))
     if not boxed_findings(truth) & {*truth.labels.findings}:
         raise UserError(
             f"{data}: none of {truth.table.num_rows:,} images of its test split has a box of "
             f"{', '.join(truth.labels.findings)}: use an archive that has such boxes"
         )
-    trained = train_all(recipes, range(seeds), data, out, run)
+    trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
     results, evaluated = [], []
     for name in recipes:
         evaluated = [Evaluated.of(run, truth) for run in score_seeds(trained, name, data, "test", out)]
@@ -71,10 +73,22 @@ def run_study(options: Options) -> dict[str, Any]:
 
 
 def named(names: Sequence[str], recipe: LocalizeRecipe) -> dict[str, LocalizeRecipe]:
-    """The recipe of each of these variants, by name."""
-    if not names or set(names) - set(VARIANTS):
-        raise UserError(f"variants: expected some of {', '.join(VARIANTS)}, got {' '.join(names)}")
-    return {name: recipe.replace(**VARIANTS[name]) for name in names}
+    """The recipe of each of these variants, by name.
+
+    Raises:
+        UserError: a variant is unknown, there is none, or two do not differ in any setting.
+    """
+    if not names:
+        raise UserError(f"--variants: expected some of {', '.join(VARIANTS)}, got none: use these names")
+    check_names("--variants", names, VARIANTS)
+    recipes = {name: recipe.replace(**VARIANTS[name]) for name in names}
+    for first, second in itertools.combinations(names, 2):
+        if recipes[first] == recipes[second]:
+            raise UserError(
+                f"--variants: expected variants that differ, got {first} and {second}, which are the same with these "
+                f"settings: omit one"
+            )
+    return recipes
 
 
 def write(
@@ -87,7 +101,8 @@ def write(
     """
     by_name = {result.name: result for result in results}
     gains = localization.gains(by_name[MULTISCALE], by_name[LAST]) if {MULTISCALE, LAST} <= set(by_name) else {}
-    gained = localization_report.gains_table(gains, MULTISCALE, LAST) if gains else ""
+    findings = results[0].findings
+    gained = localization_report.gains_table(gains, findings, MULTISCALE, LAST) if gains else ""
     shown = [*results, *localization.baseline_results(network, truth)]
     counts, test_images = network.pairs(), len(network.boxes.rows)
     boxed = ", ".join(f"{name} {count:,}" for name, count in counts.items())

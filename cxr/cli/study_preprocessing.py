@@ -8,12 +8,9 @@ from cxr.benchmarks.studies import classifiers
 from cxr.cli import preprocessing_variants as preprocessing
 from cxr.cli.ensembles import score_seeds
 from cxr.cli.phantoms import phantoms_with_boxes
-from cxr.cli.study_networks import begin, labeled_images, networks_record, write_classifiers
+from cxr.cli.study_networks import begin, check_options, labeled_images, networks_record, write_classifiers
 from cxr.cli.training_jobs import resolve_environment
-from cxr.errors import UserError
-from cxr.evaluation.classification_data import LabeledScores
 from cxr.training.sweep import train_all
-from cxr.wording import counted
 
 if TYPE_CHECKING:
     from cxr.cli.commands.study_preprocessing import Options
@@ -24,30 +21,21 @@ def run_study(options: Options) -> dict[str, Any]:
     each variant with none; returns the result.json.
 
     Raises:
-        UserError: no test image has labels, and other mistakes in the input.
+        UserError: no test or validation image has labels, and other mistakes in the input.
     """
     recipe, run, variants, seeds = options.recipe, options.run, options.preprocessing, options.seeds
-    if seeds < 1:
-        raise UserError(f"--seeds: expected 1 or more, got {seeds}")
-    preprocessing.check_variants(variants, options.data, options.lungs)
+    check_options(options.data, seeds)
+    preprocessing.check_variants(variants, recipe, options.data, options.lungs)
     archive, out = begin(options, seeds * (1 + len(variants)))
     archive = phantoms_with_boxes(archive, out)
     recipes = preprocessing.variants(variants, resolve_environment(recipe, out, run), archive, options.lungs, out)
     data = preprocessing.shards_of_each(recipes, archive, out)
     plain = data[preprocessing.NONE]
     split, truth = labeled_images(plain, recipe)
-    trained = train_all(recipes, range(seeds), data, out, run)
+    trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
     runs = {name: score_seeds(trained, name, data[name], split, out) for name in recipes}
     scores = classifiers.joined(runs, truth)
     results = [classifiers.result(name, of) for name, of in scores.items()]
     images = scores[preprocessing.NONE][0]
-    written = write_classifiers(results, "preprocessing", summarize(images, f"{split} image", seeds), out)
-    metrics = {"images": float(len(images.rows)), **written["metrics"]}
-    return {**networks_record(trained, recipes, plain), "shards": data, **written, "metrics": metrics}
-
-
-def summarize(images: LabeledScores, kind: str, seeds: int) -> str:
-    """The test images and networks in a sentence."""
-    patients = counted(len(set(images.patients.tolist())), "patient")
-    findings = counted(len(images.findings), "finding")
-    return f"{counted(len(images.rows), kind)} of {patients}, {findings}, {counted(seeds, 'seed')}."
+    written = write_classifiers(results, "preprocessing", images, split, seeds, out)
+    return {**networks_record(trained, recipes, plain), "shards": data, **written}

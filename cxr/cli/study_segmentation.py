@@ -10,7 +10,15 @@ import torch
 from cxr.benchmarks.studies import segmentation, segmentation_report
 from cxr.cli.ensembles import score_seeds
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.study_networks import Study, begin, check_options, networks_record, write_files
+from cxr.cli.study_networks import (
+    Study,
+    begin,
+    check_names,
+    check_options,
+    check_tested,
+    networks_record,
+    write_files,
+)
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.data.batch import best_device
 from cxr.errors import UserError
@@ -70,13 +78,14 @@ def run_study(
     archive, out = begin(options, len(chosen) * seeds)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(or_phantoms(archive, out) if or_phantoms else archive, out, recipe)
+    check_tested(data)
     truth = known_masks(data, ReportOptions(split="test"), recipe.mask_label)
     if not truth.known.any():
         raise UserError(
             f"{data}: none of the {len(truth.known)} images in its test split has a known mask of "
             f"{recipe.mask_label}: use an archive that has such masks, and more patients"
         )
-    trained = train_all(recipes, range(seeds), data, out, run)
+    trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
     device = best_device()
     results = []
     for name in recipes:
@@ -94,8 +103,7 @@ def run_study(
 
 def named(names: Sequence[str], recipe: SegmentationRecipe) -> dict[str, SegmentationRecipe]:
     """The recipe of each of these networks, by name; all networks if none is named."""
-    if unknown := set(names) - set(NETWORKS):
-        raise UserError(f"networks: expected some of {', '.join(NETWORKS)}, got {' '.join(sorted(unknown))}")
+    check_names("--networks", names, NETWORKS)
     return {name: recipe.replace(**NETWORKS[name]) for name in names or NETWORKS}
 
 
@@ -111,7 +119,7 @@ def write(
     patients = len(set(truth.patients[truth.known].tolist()))
     images = f"{counted(int(truth.known.sum()), 'test image')} of {counted(patients, 'patient')}"
     if not results[0].all_positive:
-        images += f", {results[0].figures['positives']:.0f} with a {truth.label.lower()}"
+        images += f", {results[0].figures['positives']:.0f} with a mask of {truth.label.lower()}"
     summary = f"{images}, compared at {truth.resolution}; {counted(seeds, 'seed')}."
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "one thread of a CPU"
     timed = f"Forward passes are of one image of {recipe.size} px, {hardware}, float32, the median of several."

@@ -96,7 +96,7 @@ def demo_lung_checkpoint(archive: str, out: str) -> str:
 def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
     saved = storage.join(folder, "checkpoint")
     if not storage.exists(storage.join(saved, checkpoint_files.ABOUT)):
-        print(f"no --checkpoint given: training a small network of family {recipe.family} in {folder}", flush=True)
+        print(f"no checkpoint given: training a small network of family {recipe.family} in {folder}", flush=True)
         again = RunOptions(resume=storage.exists(storage.join(folder, "train")))
         train_job(recipe, ArchiveOptions(archive=(archive,)), again, folder)
     return saved

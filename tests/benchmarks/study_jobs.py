@@ -34,12 +34,18 @@ def untrained(findings: tuple[str, ...]) -> Callable[..., list[Trained]]:
 
 
 def _untrained(
-    findings: tuple[str, ...], recipes: Mapping[str, Recipe], seeds: Sequence[int], data: Any, out: str, *_: Any
+    findings: tuple[str, ...],
+    recipes: Mapping[str, Recipe],
+    seeds: Sequence[int],
+    data: Any,
+    out: str,
+    *_: Any,
+    **options: Any,
 ) -> list[Trained]:
     made = [(name, seed, f"{out}/{name}/seed-{seed}/checkpoint") for name in recipes for seed in seeds]
     return [Trained(name, seed, save_untrained(Path(uri), recipes[name], findings, seed)) for name, seed, uri in made]
 
 
-def only_named(recipes: Mapping[str, Recipe], seeds: Sequence[int], *_: Any) -> list[Trained]:
+def only_named(recipes: Mapping[str, Recipe], seeds: Sequence[int], *_: Any, **options: Any) -> list[Trained]:
     """In place of `train_all`: checkpoints that do not exist."""
     return [Trained(name, seed, f"{name}/{seed}") for name in recipes for seed in seeds]

@@ -12,6 +12,7 @@ import torch
 
 from cxr.benchmarks.studies import aecnn, classifiers
 from cxr.benchmarks.studies.xrays import XRays
+from cxr.cli.commands.study_aecnn import Options, main
 from cxr.errors import UserError
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.families.aecnn import AecnnRecipe
@@ -80,6 +81,11 @@ def test_the_table_has_published_values_beside_those_of_the_same_recipe(
     whole, compressed = aecnn.table(results).splitlines()[2:]
     assert ".8241" in compressed
     assert whole.split("|")[-2].strip() == "–"
+
+
+def test_the_codec_must_be_one_that_is_trained() -> None:
+    with pytest.raises(UserError, match=r"--compressor: expected published or residual, .* got resize"):
+        main(Options(recipe=BASE.replace(compressor="resize")))
 
 
 def test_a_study_compares_one_set_of_settings(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from cxr.data.manifest_files import StoredPart
 from cxr.errors import UserError
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.families.classify import ClassifyRecipe
+from cxr.imaging.enhance import Enhancement
 from cxr.metrics.alignment import corner_distance
 from cxr.phantom.archive import make_exams
 from cxr.runtime import cluster
@@ -56,7 +57,7 @@ def test_ecc_undoes_a_shift_at_any_resolution(tmp_path: Path) -> None:
     templates = str(tmp_path / "templates.npz")
     small = np.stack([image.reshape(128, 2, 128, 2).mean((1, 3)) for image in images]).astype(np.uint8)
     ecc_crop.write_templates(templates, small)
-    crop = EccCrop(templates).loaded()
+    crop = EccCrop(templates, Enhancement()).loaded()
     moved = np.roll(images[0], 12, axis=1)
     moved[:, :12] = 0
     middle = np.array([[256, 256]])
@@ -138,9 +139,15 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
     made = write_shards(tmp_path / "shards", {"test": 4}, size=32)
     recipe = ClassifyRecipe(size=32)
     for options, message in (
-        (Options(data=ArchiveOptions(archive=(made,)), recipe=recipe), "use one --archive that is not shards"),
+        (
+            Options(data=ArchiveOptions(archive=(made,)), recipe=recipe),
+            "got shards: use the archive",
+        ),
         (Options(recipe=recipe.replace(lung_crop="/lungs")), "the study aligns the images"),
-        (Options(poses=(), recipe=recipe), "expected at least 1 seed and, without an archive, one pose"),
+        (Options(poses=(), recipe=recipe), "--poses: expected 1 or more without --archive, got none"),
+        (Options(poses=(1, 1), recipe=recipe), "--poses: expected each value once, got 1 1"),
+        (Options(seeds=0, recipe=recipe), "--seeds: expected 1 or more, got 0"),
+        (Options(data=ArchiveOptions(archive=("/a", "/b")), recipe=recipe), "expected one --archive, got 2"),
     ):
         with pytest.raises(UserError, match=message):
             main(dataclasses.replace(options, out=str(tmp_path / "out")))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema
@@ -161,15 +162,19 @@ def test_the_report_shows_intervals_gains_and_published_values(
 
 
 def test_labels_of_the_filter_say_which_images_show_anything(made: str) -> None:
-    rows = {row["image"]: row["Abnormal"] for row in csv.DictReader(io.StringIO(study.abnormal_labels(made)))}
+    table = pq.read_table(io.BytesIO(study.abnormal_labels(made))).to_pylist()
+    rows = {row["image"]: (row["Abnormal"], row["split"]) for row in table}
     assert len(rows) == 12 + 6 + IMAGES
-    assert [rows[f"test-{n:04d}.png"] for n in range(3)] == ["1", "1", "0"]
+    assert [rows[f"test-{n:04d}.png"] for n in range(3)] == [("1", "test"), ("1", "test"), ("0", "test")]
 
 
 def test_mistakes_are_reported_before_anything_is_written(made: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     for wrong, message in (
         ({"preprocessing": ("sharpen",)}, "expected some of median, nlm, percentile, clahe, lung-crop, got sharpen"),
+        ({"recipe": DetectRecipe(equalize="clahe")}, "expected none of --denoise, --normalize, --equalize"),
+        ({"preprocessing": ("clahe",), "lungs": "/lungs"}, "--lungs: expected nothing without"),
+        ({"classifier": "densenet121-chexnet"}, "expected stored images of at least size=224 px, got 128 px"),
         ({"members": 0}, "--members: expected 1 or more, got 0"),
         ({"data": ArchiveOptions(archive=(made,))}, "got shards: use the archive"),
         ({"data": ArchiveOptions(stream=True)}, "got --stream: omit it"),
@@ -197,8 +202,9 @@ def test_the_job_compares_all_networks(
     monkeypatch.setattr(preprocessing, "shards_of_each", lambda recipes, *_: dict.fromkeys(recipes, made))
     monkeypatch.setattr(study, "train_all", only_named)
     monkeypatch.setattr(study, "score_seeds", lambda trained, name, *_: runs[name])
-    normal = np.full(IMAGES, 0.5), {"auroc": 0.5}
-    monkeypatch.setattr(study, "filter_normal", lambda *_: normal)
+    trained = study.NormalFilter("checkpoint", "shards")
+    monkeypatch.setattr(study, "train_filter", lambda *_: trained)
+    monkeypatch.setattr(study.NormalFilter, "applied", lambda *_: (np.full(IMAGES, 0.5), 0.5))
     data = ArchiveOptions(archive=(str(tmp_path),))
     result = main(Options(out=str(tmp_path), members=2, preprocessing=("clahe",), data=data))
     assert result["metrics"][f"{SIZE}/2 networks/map_40"] == 1

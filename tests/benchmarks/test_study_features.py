@@ -45,9 +45,13 @@ def test_backbones_are_compared_with_their_mean_and_with_fused_features(
     assert max(alone) < metrics[f"{study.ENSEMBLE}/mean_auroc"] < metrics[f"{study.FUSED}/mean_auroc"]
     assert metrics[f"{study.FUSED}/gain_low"] > 0
     assert len(result["checkpoints"]) == 4
-    assert "60 test images, 2 findings, 2 seeds." in (tmp_path / "out" / "table.md").read_text()
+    assert "60 test images of 30 patients, 2 findings, 2 seeds." in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_one_backbone_cannot_be_fused() -> None:
-    with pytest.raises(UserError, match="--backbones: expected 2 or more different ones, got small small"):
+def test_mistakes_are_reported_before_anything_starts() -> None:
+    with pytest.raises(UserError, match="--backbones: expected 2 or more, got small"):
+        main(Options(backbones=("small",)))
+    with pytest.raises(UserError, match="--backbones: expected each value once, got small small"):
         main(Options(backbones=("small", "small")))
+    with pytest.raises(UserError, match="--head: expected linear or mlp, whose features can be fused, got mil"):
+        main(Options(recipe=ClassifyRecipe(head="mil")))

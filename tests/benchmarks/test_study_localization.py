@@ -177,7 +177,10 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
 
 
 def test_variants_differ() -> None:
-    recipes = named(tuple(VARIANTS), LocalizeRecipe())
+    defaults = ("multiscale-lse", "last-lse")
+    recipes = named([name for name in VARIANTS if name not in defaults], LocalizeRecipe()) | named(
+        defaults, LocalizeRecipe()
+    )
     settings = {
         (recipe.cam_stages, recipe.stage_weights, recipe.combine_stages, recipe.pooling)
         for recipe in recipes.values()
@@ -185,6 +188,10 @@ def test_variants_differ() -> None:
     assert len(settings) == len(recipes) - 2  # multiscale-lse and last-lse are the defaults by name
     assert recipes["last-mean"].pooling == "mean"
     assert recipes["uniform"].stage_weights == "uniform"
+    with pytest.raises(UserError, match="got multiscale and multiscale-lse, which are the same with these settings"):
+        named(("multiscale", "multiscale-lse"), LocalizeRecipe())
+    with pytest.raises(UserError, match=r"--variants: expected some of multiscale, .* got none"):
+        named((), LocalizeRecipe())
 
 
 def test_phantoms_show_small_and_large_findings(tmp_path: Path) -> None:
@@ -219,5 +226,5 @@ def test_the_job_reports_every_network(shards: str, tmp_path: Path) -> None:
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
     page = (tmp_path / "table.md").read_text()
     assert "40 test images, of these with a box: Cardiomegaly 20, Nodule 14; 1 seed." in page
-    assert "T(IoU) = 0.3, mean of Nodule and Mass" in page
+    assert "T(IoU) = 0.3, Nodule " in page
     assert all(Path(uri).exists() for uri in (result["table"], *result["pictures"]))

@@ -136,7 +136,7 @@ def test_every_network_can_be_built_as_it_is_named() -> None:
 
 def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    with pytest.raises(UserError, match=r"networks: expected some of small_unet, unet-resnet18.* got segnet"):
+    with pytest.raises(UserError, match=r"--networks: expected some of small_unet, unet-resnet18.* got segnet"):
         main(Options(out=out, networks=("segnet",)))
     with pytest.raises(UserError, match="got --stream: omit it"):
         main(Options(out=out, data=ArchiveOptions(stream=True)))
@@ -158,7 +158,9 @@ def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch:
         f"test-{number:04d}.png" for number in range(IMAGES)
     ]
     page = (tmp_path / "table.md").read_text()
-    assert "11 test images of 7 patients, 4 with a pneumothorax, compared at 64 x 64 px, the shards' res" in page
+    assert (
+        "11 test images of 7 patients, 4 with a mask of pneumothorax, compared at 64 x 64 px, the shards' res" in page
+    )
     assert f"{result['metrics']['small_unet_dice']:.3f}" in page
     assert all(Path(uri).exists() for uri in (result["table"], *result["pictures"]))
 

@@ -58,7 +58,7 @@ def test_trials_run_side_by_side() -> None:
     cluster = ["--plan-cpus", "4", "--plan-gpus", "0", "--plan-images", "1000", "--images-per-second", "10"]
     values, text = plan("tune align", "--trials", "10", "--epochs", "2", *cluster)
     assert values["runs_at_once"] == 4
-    assert "10 trials, 4 at a time, each in 1 training process, each with 1 CPU" in text
+    assert "10 trials, 4 at a time, each in 1 training process with 1 CPU" in text
     assert values["seconds"] == pytest.approx(1000 / 10 * 2 * 3), "three rounds of up to four trials"
     assert "10 trials of 2 epochs without early stopping, 4 at a time" in text
 

@@ -110,6 +110,9 @@ def _read(archive: str, pixels: PixelFormat, limit: int, half: Half) -> tuple[Ma
         development = hash_values(table[schema.PATIENT_ID].combine_chunks(), _HALF_SEED) < 0.5
         table = table.filter(pa.array(development == (half == "development")))
     table = table.slice(0, limit or None)
+    if not len(table):
+        none = torch.empty((0, pixels.size, pixels.size), dtype=torch.uint8)
+        return Masked([], [], none, none.bool()), []
     blocks = [_block(table.slice(start, _BLOCK), pixels) for start in range(0, len(table), _BLOCK)]
     image_ids = [image_id for ids, _, _ in blocks for image_id in ids]
     images, masks = torch.cat([block[1] for block in blocks]), torch.cat([block[2] for block in blocks])

@@ -79,8 +79,8 @@ def stored_whole(data: str) -> int:
 def lung_overlap(data: Mapping[str, str]) -> dict[str, float]:
     """Mean pairwise IoU of the lungs of the same test images by variant, with each variant's mean transform removed.
 
-    Lungs are the archive's own masks, or if it has none, those that the network shipped with this package predicts in
-    the initial images.
+    Lungs are the archive's own masks if each of these images has one. Otherwise, they are those that the network
+    shipped with this package predicts in the initial images.
 
     Args:
         data: URI of the shards of each variant; the initial ones have whole images.
@@ -155,8 +155,8 @@ def table(results: Sequence[ArchiveResult]) -> str:
     return markdown(head, rows)
 
 
-def page(results: Sequence[ArchiveResult], seeds: int) -> str:
-    """The table with what its figures are."""
+def summary(results: Sequence[ArchiveResult], seeds: int) -> str:
+    """The test images of each archive, and how many of them are stored whole, in a sentence or two."""
     tested = [
         f"{each.archive}: {each.images:,} test images of {each.patients:,} patients, "
         f"{counted(len(each.variants[0].findings), 'finding')}"
@@ -164,8 +164,13 @@ def page(results: Sequence[ArchiveResult], seeds: int) -> str:
     ]
     failed = [f"{count} of {each.archive}, {name}" for each in results for name, count in each.whole.items() if count]
     stored = f" Stored whole, because their alignment was implausible: {'; '.join(failed)}." if failed else ""
+    return f"{'; '.join(tested)}; {counted(seeds, 'seed')}.{stored}"
+
+
+def page(results: Sequence[ArchiveResult], seeds: int) -> str:
+    """The table with what its figures are."""
     return (
-        f"{table(results)}\n{'; '.join(tested)}; {counted(seeds, 'seed')}.{stored}\n\n{LEGEND}\n"
+        f"{table(results)}\n{summary(results, seeds)}\n\n{LEGEND}\n"
         f"The lung IoU is the mean over all pairs of at most {MOST_LUNGS} test images, after each variant's mean "
         f"transform was removed. Published for the official split of ChestX-ray14, with a DenseNet-121 each: a mean "
         f"AUROC of {PUBLISHED[INITIAL]:.4f} on initial and {PUBLISHED[ALIGNED]:.4f} on aligned images. Networks that "

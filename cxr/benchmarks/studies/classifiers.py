@@ -50,13 +50,13 @@ def joined(runs: Mapping[str, Sequence[Run]], truth: LabelTruth) -> dict[str, li
     return {name: [each.at(rows, findings) for each in of] for name, of in scores.items()}
 
 
-def result(name: str, networks: Sequence[LabeledScores], *, by_seed: bool = True, seed: int = 0) -> SeedResults:
+def result(name: str, networks: Sequence[LabeledScores], seed: int = 0) -> SeedResults:
     """The AUROCs of networks. Results can be compared only if they are of the same images and `seed`."""
     resamples = [
         column_means(resampled_aurocs(of.probabilities, of.labels, of.patients, RESAMPLES, seed).T) for of in networks
     ]
     values = np.stack([auroc(of.probabilities, of.labels) for of in networks])
-    return SeedResults(name, networks[0].findings, values, np.stack(resamples), by_seed)
+    return SeedResults(name, networks[0].findings, values, np.stack(resamples))
 
 
 def averaged(networks: Sequence[LabeledScores]) -> LabeledScores:

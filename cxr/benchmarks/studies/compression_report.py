@@ -103,15 +103,19 @@ def _findings(rows: Sequence[StorageResult], codec: str) -> list[str]:
     original = next(row for row in rows if row.way == ORIGINAL)
     if math.isnan(original.auroc):
         return ["There is no AUROC: no finding has both positives and negatives here, or no classifier was trained."]
-    latent = next(row for row in rows if row.way.startswith(f"{codec}, "))
+    latent = next((row for row in rows if row.way.startswith(f"{codec}, ")), None)
     measured = [row for row in rows if row.at and math.isfinite(row.auroc)]
     outside = [row for row in measured if not original.auroc_low <= row.auroc <= original.auroc_high]
     named = ", ".join(f"{row.way} ({row.at})" for row in outside)
     apart = f"outside of this interval: {named}" if outside else "all other values are within this interval"
-    return [
+    found = [
         f"Mean AUROC on the originals is {tables.interval(original.auroc, original.auroc_low, original.auroc_high)}; "
-        f"{apart}. With only the latents it is {tables.interval(latent.auroc, latent.auroc_low, latent.auroc_high)}."
+        f"{apart}."
     ]
+    if latent:
+        interval = tables.interval(latent.auroc, latent.auroc_low, latent.auroc_high)
+        found.append(f"With only the latents it is {interval}.")
+    return found
 
 
 # ---- Picture

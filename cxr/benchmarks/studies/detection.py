@@ -29,6 +29,7 @@ PREPROCESSING, SIZE, FUSION, NORMAL = SECTIONS = ("preprocessing", "ensemble siz
 PLAIN = "none"  # the preprocessing that all others are compared with
 MAX_SUBSETS = 10  # ensembles of each size that are evaluated
 LOW, HIGH = 0.08, 0.95  # of the published filter, see `boxes.add_no_finding`
+BY_CLASSIFIER = f"classifier, low {LOW:g}, high {HIGH:g}"  # the result with the published filter
 
 Fuse = Callable[[Sequence[Sequence[ScoredBoxes]]], list[ScoredBoxes]]
 
@@ -81,11 +82,6 @@ class Detections:
             normal=image_labels(first.true, first.known)[:, -1],
             predicted={name: [each.at(rows).predicted for each in of] for name, of in evaluated.items()},
         )
-
-    @property
-    def measured(self) -> tuple[str, ...]:
-        """The findings with ground-truth boxes."""
-        return tuple(self.findings[number] for number in np.unique(self.true.finding))
 
     def result(
         self, section: str, name: str, predicted: Sequence[Boxes], *, networks: int = 1, by_seed: bool = False
@@ -223,7 +219,7 @@ def _with_filters(
         ("no filter", np.zeros(count), LOW, HIGH),
         ("1 − highest score, always added", own, 0.0, math.inf),
         ("classifier, always added", p_normal, 0.0, math.inf),
-        (f"classifier, low {LOW:g}, high {HIGH:g}", p_normal, LOW, HIGH),
+        (BY_CLASSIFIER, p_normal, LOW, HIGH),
     ):
         yield detections.with_normal(name, detections.filtered(boxes, p, low, high), networks)
 

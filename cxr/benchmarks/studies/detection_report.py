@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cxr.benchmarks.studies.detection import (
+    BY_CLASSIFIER,
     FUSION,
     IOU,
     NORMAL,
@@ -27,7 +28,7 @@ PUBLISHED: Mapping[str, str] = {
     f"{PREPROCESSING}/{PLAIN}": ".154 to .269 (YOLOv5)",
     SIZE: ".29; the winners' .321",  # of the largest ensemble
     f"{NORMAL}/no filter": ".154 to .269 (one YOLOv5)",
-    f"{NORMAL}/classifier, low 0.08, high 0.95": ".201 to .269 (one YOLOv5)",
+    f"{NORMAL}/{BY_CLASSIFIER}": ".201 to .269 (one YOLOv5)",
 }
 _TITLES = {
     PREPROCESSING: "One network, by the preprocessing of its images",
@@ -43,8 +44,8 @@ _LEGEND = (
     "a box of No finding with the probability that an image is normal from `low` on, and replaces all boxes by it "
     "from `high` on; without a filter, only images without any box are predicted normal.\n\n"
     "Published: scores on the hidden test images of VinBigData's challenge (2020), with No finding as a 15th class, "
-    "of other networks that were trained on its 15,000 images. They can be compared only with results of the table of "
-    "filters, on the same test images.\n"
+    "of other networks that were trained on its 15,000 images. They can be compared only with results in the table "
+    "of the filter, on the same test images.\n"
 )
 
 
@@ -70,7 +71,7 @@ def _table(section: str, results: Sequence[DetectionResult]) -> str:
 
 def _published(result: DetectionResult, last: DetectionResult) -> str:
     """The published value beside a result; `last` is the last one of its section."""
-    if result is last and result.section == SIZE:
+    if result is last and result.section == SIZE and result.networks > 1:
         return PUBLISHED[SIZE]
     return PUBLISHED.get(f"{result.section}/{result.name}", "")
 

@@ -1,6 +1,6 @@
 """ECC as a way to prepare images: templates of training images, and each image registered to them when it is decoded.
 
-Shards can be ingested with it, like with an aligner, but no recipe and no command does: it is there for comparison.
+Only `cxr study alignment` ingests with it, for comparison with an aligner; no recipe can ask for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cxr import storage
 from cxr.benchmarks.studies import ecc
 from cxr.benchmarks.studies.ecc import Ecc, Template
 from cxr.imaging.aligned_frame import AlignedFrame, aligned_frame
+from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
 from cxr.imaging.image import to_bits
 from cxr.metrics import alignment
@@ -40,6 +41,8 @@ class EccCrop:
     """Images are brought into the common frame of the templates at `uri`; see `data.decode.CropSettings`."""
 
     uri: str
+    enhance: Enhancement
+    """Changes images before they are registered, as it did those from which the templates were made."""
 
     def describe(self) -> dict[str, Any]:
         """Nothing: no recipe can ask for ECC, so that to a classifier the shards contain images like any others."""
@@ -49,11 +52,11 @@ class EccCrop:
         """From an original's pixels (H, W), uint8 or uint16, to the frame to resample them in."""
         arrays = np.load(io.BytesIO(storage.read_bytes(self.uri)))
         pairs = zip(arrays["pictures"], torch.from_numpy(arrays["mean_thetas"]), strict=True)
-        return partial(_frame, [Template(picture, mean) for picture, mean in pairs])
+        return partial(_frame, [Template(picture, mean) for picture, mean in pairs], self.enhance)
 
 
-def _frame(templates: list[Template], pixels_HW: np.ndarray) -> AlignedFrame:
+def _frame(templates: list[Template], enhance: Enhancement, pixels_HW: np.ndarray) -> AlignedFrame:
     cv2.setNumThreads(1)
-    stored, square = fit(to_bits(pixels_HW, 8), SIZE)
+    stored, square = fit(to_bits(enhance(pixels_HW), 8), SIZE)
     theta = ecc.align_one(stored, templates, Ecc())
     return aligned_frame(theta.numpy(), square, SIZE, alignment.implausible_reason(theta))

@@ -113,15 +113,19 @@ def _truth(data: str, split: Split, recipe: Recipe) -> HeldOut:
     if schema.PROBABILITIES in recipe.score_columns.names:
         manifest = read_truth(data, options.reading, split, [schema.PATIENT_ID, schema.LABELS])
         labels = known_labels(manifest)
-        classes = ({*column} & {schema.POSITIVE, schema.NEGATIVE} for column in labels.labels.T.tolist())
-        both = [finding for finding, known in zip(labels.findings, classes, strict=True) if len(known) == 2]
-        return HeldOut(split, labels, tuple(both))
+        return HeldOut(split, labels, with_both_classes(labels))
     if schema.PRED_BOXES in recipe.score_columns.names:
         boxes = detection_data.one_truth(known_boxes(data, options), options.labeling.reader_boxes)
         boxed = detection_data.named(boxes)
         return HeldOut(split, boxes, tuple(finding for finding in boxes.labels.findings if finding in boxed))
     masks = known_masks(data, options, recipe.mask_label)
     return HeldOut(split, masks, (recipe.mask_label,) if masks.known.any() else ())
+
+
+def with_both_classes(truth: LabelTruth) -> tuple[str, ...]:
+    """The findings with both positive and negative images."""
+    classes = ({*column} & {schema.POSITIVE, schema.NEGATIVE} for column in truth.labels.T.tolist())
+    return tuple(finding for finding, known in zip(truth.findings, classes, strict=True) if len(known) == 2)
 
 
 def compare(

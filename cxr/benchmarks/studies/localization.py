@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class LocalizationResult:
     pointing: np.ndarray  # (S, F)
     aurocs: np.ndarray  # (S,) mean AUROC over all findings; NaN without probabilities
     auroc_resamples: np.ndarray  # (S, R)
+    is_baseline: bool = False  # boxes that do not depend on the image
 
     def at(self, measure: str, threshold: float, findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Mean accuracy over these findings: (S,), and (S, R) in the resamples."""
@@ -78,7 +79,8 @@ def baseline_results(network: Evaluated, truth: BoxTruth, seed: int = 0) -> list
     """Results of random boxes and of the mean box of the training images, on the images of a network."""
     boxes, no_auroc = network.boxes, np.full((1, RESAMPLES), math.nan)
     predictions = localization_data.baseline_boxes(boxes, truth.training_boxes(boxes.findings), seed)
-    return [_result(name, [located], boxes, no_auroc[:, 0], no_auroc, seed) for name, located in predictions.items()]
+    results = [_result(name, [of], boxes, no_auroc[:, 0], no_auroc, seed) for name, of in predictions.items()]
+    return [replace(result, is_baseline=True) for result in results]
 
 
 def _result(

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from cxr.benchmarks.studies.localization import LocalizationResult, accuracy
+from cxr.benchmarks.studies.localization import LARGE, SMALL, LocalizationResult, accuracy
 from cxr.benchmarks.studies.seed_results import SeedMean, mean_over_seeds
 from cxr.metrics.localization import MEASURES, THRESHOLDS
 from cxr.reporting import palette
@@ -18,7 +17,6 @@ from cxr.reporting.tables import csv_text, markdown, number
 
 _SHOWN = (("iou", 0.1), ("iou", 0.3), ("iou", 0.5), ("iobb", 0.1), ("iobb", 0.5))
 _GUESSES = {"random": ":", "center": "--"}
-_GAINS = {"small": "T({}) = {}, mean of Nodule and Mass", "large": "T({}) = {}, Cardiomegaly", "auroc": "mean AUROC"}
 _LEGEND = (
     "A finding with a ground-truth box in an image counts as localized if one of its predicted boxes, with any "
     "score, has an IoU (or an intersection over the predicted box, IoBB) above T with a ground-truth box (Wang et "
@@ -80,11 +78,20 @@ def _others(results: Sequence[LocalizationResult]) -> str:
     return markdown(head, rows)
 
 
-def gains_table(gains: Mapping[str, SeedMean], result: str, baseline: str, threshold: float = 0.3) -> str:
-    """Markdown: the gains of `studies.localization.gains`."""
-    titles = {name: _GAINS[name.partition("_")[0]].format("IoU", f"{threshold:.1f}") for name in gains}
-    rows = [[titles[name], gain.cell(), number(gain.sd)] for name, gain in gains.items()]
+def gains_table(
+    gains: Mapping[str, SeedMean], findings: Sequence[str], result: str, baseline: str, threshold: float = 0.3
+) -> str:
+    """Markdown: the gains of `studies.localization.gains` in these findings with boxes."""
+    rows = [[_gain_title(name, findings, threshold), gain.cell(), number(gain.sd)] for name, gain in gains.items()]
     return markdown(["", f"{result} minus {baseline} (95 %)", "SD over seeds"], rows)
+
+
+def _gain_title(name: str, findings: Sequence[str], threshold: float) -> str:
+    group = {"small": SMALL, "large": LARGE}.get(name.partition("_")[0])
+    if group is None:
+        return "mean AUROC"
+    present = [finding for finding in group if finding in findings]
+    return f"T(IoU) = {threshold:.1f}, {'mean of ' * (len(present) > 1)}{' and '.join(present)}"
 
 
 def seeds_table(results: Sequence[LocalizationResult], threshold: float = 0.3) -> str:
@@ -92,7 +99,7 @@ def seeds_table(results: Sequence[LocalizationResult], threshold: float = 0.3) -
     findings = results[0].findings
     rows = []
     for result in results:
-        if np.isnan(result.aurocs).all():  # a baseline
+        if result.is_baseline:
             continue
         accuracies_FS = [result.at("iou", threshold, [finding])[0] for finding in findings]
         for seed, auroc in enumerate(result.aurocs):
@@ -106,7 +113,7 @@ def page(results: Sequence[LocalizationResult], gained: str, summary: str, resam
 
     Args:
         gained: the table of gains, or an empty string.
-        said: which images and seeds were used.
+        summary: which images and seeds were used.
     """
     papers = markdown(["", *(f"{at:.1f}" for at in THRESHOLDS[:5])], _PAPERS)
     legend = _LEGEND.format(resamples=resamples)
@@ -152,16 +159,15 @@ def picture(results: Sequence[LocalizationResult]) -> Figure:
         axes.set_axis_off()
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(results), frameon=False)
     for axes in grid[::columns]:
-        axes.set_ylabel("share of images in which it is localized", fontsize=9)
+        axes.set_ylabel("fraction of images with it, localized", fontsize=9)
     return figure
 
 
 def _curve(axes: Any, result: LocalizationResult, findings: Sequence[str], color: str) -> None:
     seen = [accuracy(result, "iou", at, findings) for at in THRESHOLDS]
-    guess = bool(np.isnan(result.aurocs).all())
-    style = {"color": "0.5", "ls": _GUESSES.get(result.name, "--")} if guess else {"color": color}
+    style = {"color": "0.5", "ls": _GUESSES.get(result.name, "--")} if result.is_baseline else {"color": color}
     axes.plot(THRESHOLDS, [of.value for of in seen], lw=1.6, label=result.name, **style)
-    if not guess:
+    if not result.is_baseline:
         axes.fill_between(
             THRESHOLDS, [of.low for of in seen], [of.high for of in seen], color=color, alpha=0.12, lw=0
         )

@@ -120,7 +120,8 @@ def csv(results: Sequence[SegmentationResult]) -> str:
 def picture(results: Sequence[SegmentationResult]) -> Figure:
     """One row per network, the best first: Dice of all images, Dice of images with a ground-truth mask if some have
     none, and the time of a forward pass."""
-    order = sorted(results, key=lambda result: result.positive_dice.value)
+    by_positives = results[0].figures["positives"] > 0
+    order = sorted(results, key=lambda result: (result.positive_dice if by_positives else result.dice).value)
     shown = {"dice": "mean Dice (95 %)"}
     if not results[0].all_positive:
         shown["dice"] += "; dashed: only empty masks"
