@@ -41,7 +41,7 @@ check tests test-all faults coverage: export OMP_NUM_THREADS ?= 1
 check: lint  ## lint, types, the fast tests
 	$(PYTEST) -m "not ray and not slow and not gpu"
 
-test: install  ## lint, types, all tests that need neither a GPU nor a network
+test: install  ## lint, types, all tests except slow ones and those that need a GPU
 	$(MAKE) --no-print-directory -j 2 lint tests
 
 tests: install

@@ -107,18 +107,18 @@ def join_checkpoints(uris: Mapping[str, str], data: str, out: str) -> dict[str, 
 
 def compare_members(uris: Mapping[str, str], ensemble: Checkpoint, data: str, out: str) -> dict[str, Any] | None:
     """Score held-out images with members and ensemble; print and return their metrics. None if no held-out image has
-    a ground truth."""
+    ground truth."""
     images = study.held_out(data, ensemble.recipe)
     if images is None:
         print(
-            f"note: no test or validation image of {data} has a ground truth for the scores, so the members were not "
+            f"note: no test or validation image of {data} has ground truth for the scores, so the members were not "
             f"compared",
             flush=True,
         )
         return None
     if images.split == "val":
         print(
-            "note: no test image has a ground truth, so the members are compared on validation images. Their best "
+            "note: no test image has ground truth, so the members are compared on validation images. Their best "
             "epochs and thresholds were selected on these images and, with folds, some members were trained on them",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""The study of detection: preprocessing, size of ensembles, fusion, and the filter of normal images."""
+"""The study of detection: preprocessing, size of ensembles, fusion, and the filter for normal images."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run_study(options: Options) -> dict[str, Any]:
     }
 
 
-# ---- The filter of normal images
+# ---- The filter for normal images
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def normal_probabilities(run: Run) -> dict[str, float]:
     Raises:
         UserError: the run is no classifier's.
     """
-    check_family(run, CLASSIFIERS, "the filter of normal images")
+    check_family(run, CLASSIFIERS, "the filter for normal images")
     scores = classification_data.load_scores(run)
     if schema.NO_FINDING in scores.findings:
         normal = scores.probabilities[:, scores.findings.index(schema.NO_FINDING)]

@@ -109,8 +109,8 @@ class DetectRecipe(Recipe):
 
     incomplete_boxes: Literal["mask", "exclude"] = "mask"
     """How to use an image with a finding that is positive but has no box, or whose label is unknown. mask: ignore
-    this finding in the image (it counts neither as background nor as a false positive), and use the image for all
-    other findings. exclude: do not use such images, which are the majority of the images with boxes in
+    this finding in the image (the image is not background for it, and its boxes are not false positives), and use the
+    image for all other findings. exclude: do not use such images, which are the majority of the images with boxes in
     ChestX-ray14."""
 
     box_weight: float = 7.5

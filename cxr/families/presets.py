@@ -39,7 +39,7 @@ class Preset:
     def details(self) -> list[str]:
         """What the preset says of its paper, in paragraphs."""
         protocol = [self.protocol] if self.protocol else []
-        head = ["Differs from the paper:"] if self.differences else []
+        head = ["Differs from the published work:"] if self.differences else []
         return [*protocol, *head, *(f"- {difference}" for difference in self.differences)]
 
 
@@ -188,7 +188,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "the cells' maps are thresholded at half of their maximum to obtain boxes (--box-threshold-mode)",
                 "the optimizer (AdamW from 5e-4 along a cosine, 12 epochs of batches of 16, gradients clipped), the "
                 "augmentation and bfloat16 are this family's",
-                "the official split has no training images with boxes; see the family's documentation for folds",
+                "the official split has no training images with boxes; see docs/how-to/localization.md for folds",
             ),
         ),
     },

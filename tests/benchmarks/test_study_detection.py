@@ -1,4 +1,4 @@
-"""The detection study: networks, ensembles, fusion and the filter of normal images, the report, and the job."""
+"""The detection study: networks, ensembles, fusion and the filter for normal images, the report, and the job."""
 
 from __future__ import annotations
 

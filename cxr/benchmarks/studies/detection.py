@@ -1,4 +1,4 @@
-"""Detectors compared on one test split: preprocessing, size of ensembles, fusion, and a filter of normal images."""
+"""Detectors compared on one test split: preprocessing, size of ensembles, fusion, and a filter for normal images."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _TITLES = {
     PREPROCESSING: "One network, by the preprocessing of its images",
     SIZE: "Ensembles, fused by WBF, by the number of networks",
     FUSION: "Fusion of the boxes of the networks without preprocessing",
-    NORMAL: "Filter of normal images, with No finding as another finding",
+    NORMAL: "Filter for normal images, with No finding as another finding",
 }
 _LEGEND = (
     f"Figures are average precision (VOC 2010, all points) at IoU > {IOU:g}, as in VinBigData's challenge. Intervals "

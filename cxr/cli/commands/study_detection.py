@@ -1,4 +1,4 @@
-"""Compare detectors: preprocessing, ensemble size, box fusion, and a filter of normal images.
+"""Compare detectors: preprocessing, ensemble size, box fusion, and a filter for normal images.
 
 cxr study detection  # on phantoms
 
@@ -24,7 +24,8 @@ class Options(StudyOptions):
 
     PRESETS: ClassVar[Mapping[str, StudyPreset]] = {
         "published": StudyPreset(
-            "VinBigData's challenge (2020): ensembles of YOLOv5, lung crops of 512 px, a filter of normal images.",
+            "VinBigData's challenge (2020): ensembles of YOLOv5, lung crops and CLAHE at 512 px, a filter for "
+            "normal images.",
             {"size": 512, "architecture": "yolov5m"},
             archive={"stored_size": 512},
             study={
@@ -51,15 +52,16 @@ class Options(StudyOptions):
     }
 
     out: str = "runs/study_detection"
-    """Folder or URI of the results: table.md, results.csv, map.png, and a folder for each preprocessing."""
+    """Folder or URI of the results: table.md, results.csv, map.png, and a folder for each way to preprocess."""
     members: int = 3
-    """Number of networks per preprocessing, each with its own seed, which are compared alone and as ensembles."""
+    """Number of networks per way to preprocess, each with its own seed, compared alone and as ensembles."""
     preprocessing: tuple[str, ...] = ("clahe", "lung-crop")
     """Ways to preprocess images, besides none: median, nlm, percentile, clahe, lung-crop."""
     lungs: str = ""
-    """URI of the checkpoint of cxr train lungs for lung-crop. Default: train a small one on the phantoms."""
+    """URI of the checkpoint of cxr train lungs for lung-crop, required with --archive. Without --archive, a small one
+    is trained on the phantoms by default."""
     classifier: str = ""
-    """Preset of family classify for the filter of normal images; none: no filter. Default: the settings of cxr train
+    """Preset of family classify for the filter (normal images); none: no filter. Default: the settings of cxr train
     classify."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=400, stored_size=128))
     recipe: DetectRecipe = field(
@@ -74,7 +76,8 @@ class Options(StudyOptions):
             scale_jitter=0.3,
         )
     )
-    """Settings of all networks, except those of a preprocessing: denoise, normalize, equalize, lung_crop."""
+    """Settings of all networks. Those of preprocessing (denoise, normalize, equalize, lung_crop) are set by the study
+    alone."""
     run: RunOptions = field(default_factory=RunOptions)
 
 

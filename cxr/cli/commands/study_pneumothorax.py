@@ -27,17 +27,19 @@ class Options(StudyOptions):
             {"size": 512, "backbone_pretrained": "auto", "fully_connected": True, "epochs": 20},
             archive={"stored_size": 512},
             study={"networks": (), "seeds": 3},
-            protocol="SIIM-ACR: 12,047 images, split by a hash of the patient. Reported: a Dice of .843 and an IoU "
-            "of .826 for a U-Net on a ResNet (Jakhar et al. 2019), a Dice of .868 on the private test images for the "
-            "winners' ensemble. Long et al. report only on photographs of 21 classes. Not run in full: about 19 GPU "
-            "hours for 69 networks, computed from 1,337 GFLOP for a forward pass through each of the 23 kinds, three "
-            "times that per training image, 8,400 images, 20 epochs and 30 TFLOP/s.",
+            protocol="SIIM-ACR: 12,047 labeled images, split by the list of test images of the PNG release, or by a "
+            "hash of the image id. Reported: a Dice of .843 and an IoU of .826 for a U-Net on a ResNet (Jakhar et "
+            "al. 2019), a Dice of .868 on the private test images for the winners' ensemble. Long et al. report no "
+            "results on X-rays; the table has theirs on PASCAL VOC (20 classes and background). Not run in full: "
+            "about 19 GPU hours for 69 networks, computed from 1,337 GFLOP for one forward pass through all 23 "
+            "kinds together, three times that per training image, 8,400 images, 20 epochs and 30 TFLOP/s.",
             differences=(
                 "the test images are part of the labeled images, not those of the challenge",
-                "all networks have the same loss, optimizer, augmentation and schedule, those of this family; "
-                "`cxr train pneumothorax --help` lists how they differ from Long et al. (fcn8s-vgg16) and from the "
-                "winners (siim)",
-                "one network each, without folds or test-time augmentation",
+                "all networks have the same loss, optimizer, augmentation and schedule, those of this family; `cxr "
+                "train pneumothorax --help` lists how they differ from Long et al. (preset fcn8s-vgg16) and from "
+                "the winners (preset siim)",
+                "three networks of each kind, which differ by seed, without folds; the only test-time augmentation "
+                "is the mirror image",
                 "networks are trained in one stage, not as FCN-32s, then FCN-16s, then FCN-8s",
                 "the settings of Jakhar et al. are not known",
             ),

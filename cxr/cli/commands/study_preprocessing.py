@@ -21,16 +21,18 @@ class Options:
     """Settings of the job. The same command continues a killed study. For detection, use cxr study detection."""
 
     out: str = "runs/study_preprocessing"
-    """Folder or URI of the results: table.md, results.csv, auroc.png, and a folder for each preprocessing."""
+    """Folder or URI of the results: table.md, results.csv, auroc.png, and a folder for each way to preprocess."""
     seeds: int = 3
-    """Number of networks per preprocessing, each with its own seed."""
+    """Number of networks per way to preprocess, each with its own seed."""
     preprocessing: tuple[str, ...] = ("median", "nlm", "percentile", "clahe", "lung-crop")
     """Ways to preprocess images, each of which is compared with none: median, nlm, percentile, clahe, lung-crop."""
     lungs: str = ""
-    """URI of the checkpoint of cxr train lungs for lung-crop. Default: train a small one on the phantoms."""
+    """URI of the checkpoint of cxr train lungs for lung-crop, required with --archive. Without --archive, a small one
+    is trained on the phantoms by default."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, stored_size=96))
     recipe: ClassifyRecipe = field(default_factory=lambda: ClassifyRecipe(size=96, epochs=15, ema=0.98))
-    """Settings of all networks, except those of a preprocessing: denoise, normalize, equalize, lung_crop."""
+    """Settings of all networks. Those of preprocessing (denoise, normalize, equalize, lung_crop) are set by the study
+    alone."""
     run: RunOptions = field(default_factory=RunOptions)
 
 

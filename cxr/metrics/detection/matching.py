@@ -1,5 +1,4 @@
-"""Which predicted boxes are true positives: each ground-truth box matches at most one, the one with the highest
-score."""
+"""Which predicted boxes are true positives: of those that match a ground-truth box, the one with the best score."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Overlap of predicted and ground-truth boxes: the best overlap of each image-finding pair, and of each predicted
-box."""
+"""Overlap of predicted and ground-truth boxes: the best of each image-finding pair, and of each predicted box."""
 
 from __future__ import annotations
 
