@@ -132,10 +132,12 @@ def compare_members(uris: Mapping[str, str], ensemble: Checkpoint, data: str, ou
     return comparison.describe()
 
 
-def score_all(uris: Mapping[str, str], data: str, split: Split, out: str) -> dict[str, Run]:
+def score_all(
+    uris: Mapping[str, str], data: str, split: Split, out: str, *, save_embeddings: bool = False
+) -> dict[str, Run]:
     """The runs of several checkpoints, which score a split of shards in one pass."""
     panel = Panel(tuple(Member(name, uri) for name, uri in uris.items()))
-    score(data, panel, out, ScoreOptions(split=split, max_rejects=0))
+    score(data, panel, out, ScoreOptions(split=split, max_rejects=0, save_embeddings=save_embeddings))
     return {name: read_run(out, name) for name in uris}
 
 

@@ -21,11 +21,8 @@ from cxr.cli.study_networks import (
 )
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.errors import UserError
-from cxr.evaluation.run import Run, Split, read_run
+from cxr.evaluation.run import Run, Split
 from cxr.families import checkpoint_files
-from cxr.inference.options import ScoreOptions
-from cxr.inference.panel import Member, Panel
-from cxr.inference.score import score
 from cxr.models.image_classifier import POOLED_HEADS
 from cxr.training.sweep import Trained, train_all
 
@@ -81,13 +78,12 @@ def _folder(backbone: str) -> str:
 
 def _scored(trained: Sequence[Trained], seed: int, data: str, split: Split, out: str) -> dict[str, Run]:
     """The runs of the backbones of a seed, and of the head that is trained on their features."""
-    own = [network for network in trained if network.seed == seed]
-    panel = Panel(tuple(Member(network.name, network.checkpoint) for network in own))
+    own = {network.name: network.checkpoint for network in trained if network.seed == seed}
     embedded = storage.join(out, "embedded")
-    score(data, panel, embedded, ScoreOptions(save_embeddings=True, max_rejects=0))
+    alone = score_all(own, data, "all", embedded, save_embeddings=True)
     head = storage.join(out, "head")
     if not storage.exists(storage.join(head, CHECKPOINT, checkpoint_files.ABOUT)):
         recipe = head_recipe([embedded]).replace(**HEAD)
         train_head_job(recipe, [embedded], ArchiveOptions(archive=(data,)), head)
     (fused,) = score_all({"fused": storage.join(head, CHECKPOINT)}, data, split, storage.join(out, "scored")).values()
-    return {FUSED: fused, **{network.name: read_run(embedded, network.name) for network in own}}
+    return {FUSED: fused, **alone}
