@@ -146,7 +146,9 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
     capacity = Capacity.of(options.planning)
     by_ray = archive.stream or run.shard_reader == "ray"
     runs, kind, what = _runs(options)
-    fits = room(run, raw=by_ray, total=capacity.total, beside=RUN_CPU if runs > 1 else 0)
+    in_sweep = runs > 1 and not isinstance(options, TuneOptions)
+    beside = RUN_CPU if in_sweep or run.max_workers > 1 else 0  # of the process that looks after a run or a trial
+    fits = room(run, raw=by_ray, total=capacity.total, beside=beside)
     gpu = uses_gpu(run, capacity.total)
     at_once = min(fits, runs, getattr(getattr(options, "search", None), "max_concurrent_trials", None) or fits)
     steps = max(1, images // recipe.batch_size)

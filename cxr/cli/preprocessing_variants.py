@@ -55,6 +55,11 @@ def variants(
     return recipes
 
 
+def plain_shards(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
+    """URI of the shards of images that are not preprocessed, which are made in OUT/none/shards."""
+    return ensure_shards(archive, storage.join(out, NONE), recipe)
+
+
 def shards_of_each(recipes: Mapping[str, Recipe], archive: ArchiveOptions, out: str) -> dict[str, str]:
     """URIs of the shards that are made for each recipe in OUT/NAME/shards."""
     return {name: ensure_shards(archive, storage.join(out, name), recipe) for name, recipe in recipes.items()}

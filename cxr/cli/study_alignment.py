@@ -52,17 +52,21 @@ def run_study(options: Options) -> dict[str, Any]:
     archive, out = begin(options, (1 if options.data.archive else len(poses)) * len(study.VARIANTS) * seeds)
     archives = {ARCHIVE: archive} if archive.archive else phantoms(archive, poses, out)
     recipe = resolve_environment(options.recipe, out, run)
+    initial = recipe.replace(aligner="")
+    truths = {
+        name: known_test_labels(ensure_shards(images, storage.join(out, name, INITIAL), initial))
+        for name, images in archives.items()
+    }
     aligner = recipe.aligner or demo_aligner_checkpoint([*archives.values()][-1].uris[0], out)
-    initial, aligned = recipe.replace(aligner=""), recipe.replace(aligner=storage.normalize(aligner))
+    aligned = recipe.replace(aligner=storage.normalize(aligner))
     recipes = {INITIAL: initial, ALIGNED: aligned, ECC: initial}
     results: list[ArchiveResult] = []
     records: dict[str, Any] = {}
     for name, images in archives.items():
         folder = storage.join(out, name)
         data = prepared(images, recipes, folder)
-        truth = known_test_labels(data[INITIAL])
         trained = train_all(recipes, range(seeds), data, folder, run, reading=archive.reading)
-        results.append(evaluated(name, scored_labels(trained, data, truth, folder), data))
+        results.append(evaluated(name, scored_labels(trained, data, truths[name], folder), data))
         records[name] = networks_record(trained, recipes, data[INITIAL]) | {"shards": data}
         print(f"evaluated: {name}", flush=True)
     return {"aligner": aligned.aligner, "archives": records, **write(results, seeds, out)}

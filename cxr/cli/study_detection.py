@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr import schema, storage
@@ -22,11 +23,11 @@ from cxr.cli.phantoms import phantoms_with_boxes
 from cxr.cli.study_networks import IMAGE, begin, check_options, held_out, networks_record, write_files
 from cxr.cli.training_jobs import ensure_shards, resolve_environment
 from cxr.data import shard_index, shards
+from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth
 from cxr.evaluation.run import Split
 from cxr.export.kaggle_vinbigdata import normal_probabilities
 from cxr.families.classify import ClassifyRecipe
-from cxr.families.compatibility import check_size
 from cxr.families.presets import preset
 from cxr.metrics.classification.ranking import auroc
 from cxr.sources.options import NO_COLUMN, Labeling
@@ -52,14 +53,14 @@ def run_study(options: Options) -> dict[str, Any]:
     check_options(options.data, members, "--members")
     preprocessing.check_variants(variants, recipe, options.data, options.lungs)
     of_filter = filter_recipe(options.classifier, options.data.stored_size)
-    archive, out = begin(options, members * (1 + len(variants)))
+    archive, out = begin(options, members * (1 + len(variants)) + bool(of_filter))
     archive = phantoms_with_boxes(archive, out)
-    resolved = resolve_environment(recipe, out, run)
-    recipes = preprocessing.variants(variants, resolved, archive, options.lungs, out)
-    data = preprocessing.shards_of_each(recipes, archive, out)
-    plain = data[detection.PLAIN]
+    recipe = resolve_environment(recipe, out, run)
+    plain = preprocessing.plain_shards(recipe, archive, out)
     images = held_out(plain, recipe, "a box")
     assert isinstance(images.truth, BoxTruth)
+    recipes = preprocessing.variants(variants, recipe, archive, options.lungs, out)
+    data = preprocessing.shards_of_each(recipes, archive, out)
     normal_filter = of_filter and train_filter(of_filter, archive, plain, run, out)
     trained = train_all(recipes, range(members), data, out, run, reading=archive.reading)
     runs = {name: score_seeds(trained, name, data[name], images.split, out) for name in recipes}
@@ -80,8 +81,8 @@ def run_study(options: Options) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class NormalFilter:
-    """A classifier of normal and abnormal images."""
+class FilterClassifier:
+    """A trained classifier of normal and abnormal images."""
 
     checkpoint: str
     data: str
@@ -109,42 +110,62 @@ def filter_recipe(name: str, stored_size: int) -> ClassifyRecipe | None:
     if not name:
         return ClassifyRecipe(size=min(ClassifyRecipe.size, stored_size))
     recipe = preset(ClassifyRecipe, name)
-    check_size(recipe, stored_size)
+    if recipe.size > stored_size:
+        raise UserError(
+            f"--classifier {name}: expected stored images of at least {recipe.size} px, got {stored_size} px: raise "
+            f"--stored-size, or use another preset"
+        )
     return recipe
 
 
 def train_filter(
     recipe: ClassifyRecipe, archive: ArchiveOptions, plain: str, run: RunOptions, out: str
-) -> NormalFilter:
+) -> FilterClassifier:
     """Train the classifier on the training images of the detectors.
 
     Args:
         plain: shards whose labels say which images are normal.
     """
     folder = storage.join(out, FILTER)
-    table = storage.join(folder, "labels.parquet")
-    storage.write_bytes(table, abnormal_labels(plain))
-    labeling = Labeling(
-        labels=table, image_column="image", patient_column=NO_COLUMN, split_column="split", label_columns=(ABNORMAL,)
-    )
+    labeling = filter_labeling(plain, storage.join(folder, "labels.parquet"))
     data = ensure_shards(replace(archive, labeling=labeling), folder, recipe)
     recipe = resolve_environment(recipe, folder, run)
     (trained,) = train_all({FILTER: recipe}, (recipe.seed,), data, out, run, reading=archive.reading)
-    return NormalFilter(trained.checkpoint, data)
+    return FilterClassifier(trained.checkpoint, data)
 
 
-def abnormal_labels(data: str) -> bytes:
-    """A Parquet table with the split of each image of shards, and whether the image shows any of their findings: 1,
-    0, or blank if that is unknown."""
+def filter_labeling(data: str, uri: str) -> Labeling:
+    """Write the `abnormal_labels` of shards to `uri`; how to read them, with the splits of the shards.
+
+    Raises:
+        UserError: there are not both normal and abnormal images to train on, and to validate with.
+    """
+    table = abnormal_labels(data)
+    for split in ("train", "val"):
+        found = set(table.filter(pc.field("split") == split)[ABNORMAL].to_pylist())
+        if not found >= {"0", "1"}:
+            raise UserError(
+                f"{data}: expected normal and abnormal images in the {split} split, on which the filter for normal "
+                f"images is trained, got only one kind: use --classifier none"
+            )
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.write_bytes(uri, sink.getvalue())
+    return Labeling(
+        labels=uri, image_column="image", patient_column=NO_COLUMN, split_column="split", label_columns=(ABNORMAL,)
+    )
+
+
+def abnormal_labels(data: str) -> pa.Table:
+    """The split of each image of shards, and whether the image shows any of their findings: 1, 0, or blank if that is
+    unknown."""
     info, parts = shards.read_info(data), list[pa.Table]()
     for index, table in shard_index.read_index(info, [schema.IMAGE_ID, schema.SPLIT, schema.LABELS]):
         labels_NF = shards.aligned_labels(table[schema.LABELS], index.findings, info.findings)
         some, none = (labels_NF == schema.POSITIVE).any(1), (labels_NF == schema.NEGATIVE).all(1)
         values = pa.array(np.select([some, none], ["1", "0"], ""))
         parts.append(pa.table({"image": table[schema.IMAGE_ID], "split": table[schema.SPLIT], ABNORMAL: values}))
-    sink = io.BytesIO()
-    pq.write_table(pa.concat_tables(parts), sink)
-    return sink.getvalue()
+    return pa.concat_tables(parts)
 
 
 # ---- Results

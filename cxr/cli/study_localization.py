@@ -32,10 +32,10 @@ VARIANTS: dict[str, dict[str, str]] = {
     "uniform": {"cam_stages": "all", "stage_weights": "uniform"},
     LAST: {"cam_stages": "last"},
     **{
-        f"{name}-{pooling}": {"cam_stages": stages, "stage_weights": "learned", "pooling": pooling}
-        for name, stages in ((MULTISCALE, "all"), (LAST, "last"))
+        f"{MULTISCALE}-{pooling}": {"cam_stages": "all", "stage_weights": "learned", "pooling": pooling}
         for pooling in ("mean", "max", "lse")
     },
+    **{f"{LAST}-{pooling}": {"cam_stages": "last", "pooling": pooling} for pooling in ("mean", "max", "lse")},
 }
 FINDINGS = ("Cardiomegaly", "Mass", "Nodule")  # of the phantoms: large, smaller, small
 

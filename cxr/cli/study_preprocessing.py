@@ -28,10 +28,11 @@ def run_study(options: Options) -> dict[str, Any]:
     preprocessing.check_variants(variants, recipe, options.data, options.lungs)
     archive, out = begin(options, seeds * (1 + len(variants)))
     archive = phantoms_with_boxes(archive, out)
-    recipes = preprocessing.variants(variants, resolve_environment(recipe, out, run), archive, options.lungs, out)
-    data = preprocessing.shards_of_each(recipes, archive, out)
-    plain = data[preprocessing.NONE]
+    recipe = resolve_environment(recipe, out, run)
+    plain = preprocessing.plain_shards(recipe, archive, out)
     split, truth = labeled_images(plain, recipe)
+    recipes = preprocessing.variants(variants, recipe, archive, options.lungs, out)
+    data = preprocessing.shards_of_each(recipes, archive, out)
     trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
     runs = {name: score_seeds(trained, name, data[name], split, out) for name in recipes}
     scores = classifiers.joined(runs, truth)

@@ -32,8 +32,8 @@ from cxr.training.sweep import train_all
 from cxr.wording import counted
 
 # Settings in which each network's recipe differs from that of the job.
-NETWORKS: dict[str, dict[str, str]] = {
-    "small_unet": {"architecture": "small_unet", "backbone_pretrained": ""},
+NETWORKS: dict[str, dict[str, Any]] = {
+    "small_unet": {"architecture": "small_unet", "backbone_pretrained": "", "freeze_backbone": False},
     **{
         f"unet-{backbone}{suffix}": {"architecture": "unet", "backbone": backbone, "attention": attention}
         for backbone in ("resnet18", "resnet34")

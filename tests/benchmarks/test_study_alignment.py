@@ -63,6 +63,8 @@ def test_ecc_undoes_a_shift_at_any_resolution(tmp_path: Path) -> None:
     middle = np.array([[256, 256]])
     here, there = (crop(image).transform(512).to_original(middle) for image in (images[0], moved))
     np.testing.assert_allclose(there - here, [[12, 0]], atol=4)
+    contrasted = EccCrop(templates, Enhancement(equalize="clahe")).loaded()(images[0]).transform(512)
+    assert not np.allclose(contrasted.to_original(middle), here), "images are registered as they are stored"
 
 
 def labeled(noise: float, seed: int) -> LabeledScores:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema
@@ -26,6 +25,8 @@ from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.run import ReportOptions, Run, read_run
 from cxr.families.detect import DetectRecipe
+from cxr.phantom.archive import write_phantom
+from cxr.sources import open_manifest
 from tests.benchmarks.study_jobs import only_named, without_checks
 from tests.made_shards import write_shards
 from tests.written_runs import write_scored
@@ -162,10 +163,40 @@ def test_the_report_shows_intervals_gains_and_published_values(
 
 
 def test_labels_of_the_filter_say_which_images_show_anything(made: str) -> None:
-    table = pq.read_table(io.BytesIO(study.abnormal_labels(made))).to_pylist()
-    rows = {row["image"]: (row["Abnormal"], row["split"]) for row in table}
+    rows = {row["image"]: (row["Abnormal"], row["split"]) for row in study.abnormal_labels(made).to_pylist()}
     assert len(rows) == 12 + 6 + IMAGES
     assert [rows[f"test-{n:04d}.png"] for n in range(3)] == [("1", "test"), ("1", "test"), ("0", "test")]
+
+
+def test_the_filter_is_trained_on_the_splits_of_the_detectors(tmp_path: Path) -> None:
+    """Even if the archive has others: its first image is listed for testing, and the shards train on it."""
+    archive = str(tmp_path / "archive")
+    write_phantom(archive, 40, size=64)
+    images = open_manifest(archive).table
+    names, own = images[schema.IMAGE_ID].to_pylist(), images[schema.SPLIT].to_pylist()
+    splits = [{"test": "train", "train": "val", "val": "test"}[split] for split in own]
+    labels = ["1" if number % 3 else "0" for number in range(len(names))]
+    table = pa.table({"image": names, "split": splits, "Abnormal": labels})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "abnormal_labels", lambda data: table)
+        labeling = study.filter_labeling("shards", str(tmp_path / "labels.parquet"))
+    manifest = open_manifest(archive, labeling=labeling)
+    assert manifest.findings == ("Abnormal",)
+    read = dict(
+        zip(manifest.table[schema.IMAGE_ID].to_pylist(), manifest.table[schema.SPLIT].to_pylist(), strict=True)
+    )
+    assert read == dict(zip(names, splits, strict=True))
+    known = dict(
+        zip(manifest.table[schema.IMAGE_ID].to_pylist(), manifest.table[schema.LABELS].to_pylist(), strict=True)
+    )
+    assert known == {name: [int(label)] for name, label in zip(names, labels, strict=True)}
+
+
+def test_a_filter_needs_normal_images(made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"image": ["a", "b", "c"], "split": ["train", "train", "val"], "Abnormal": ["1", "0", "1"]})
+    monkeypatch.setattr(study, "abnormal_labels", lambda data: table)
+    with pytest.raises(UserError, match=r"normal and abnormal images in the val split.* use --classifier none"):
+        study.filter_labeling(made, str(tmp_path / "labels.parquet"))
 
 
 def test_mistakes_are_reported_before_anything_is_written(made: str, tmp_path: Path) -> None:
@@ -174,7 +205,7 @@ def test_mistakes_are_reported_before_anything_is_written(made: str, tmp_path: P
         ({"preprocessing": ("sharpen",)}, "expected some of median, nlm, percentile, clahe, lung-crop, got sharpen"),
         ({"recipe": DetectRecipe(equalize="clahe")}, "expected none of --denoise, --normalize, --equalize"),
         ({"preprocessing": ("clahe",), "lungs": "/lungs"}, "--lungs: expected nothing without"),
-        ({"classifier": "densenet121-chexnet"}, "expected stored images of at least size=224 px, got 128 px"),
+        ({"classifier": "densenet121-chexnet"}, "expected stored images of at least 224 px, got 128 px"),
         ({"members": 0}, "--members: expected 1 or more, got 0"),
         ({"data": ArchiveOptions(archive=(made,))}, "got shards: use the archive"),
         ({"data": ArchiveOptions(stream=True)}, "got --stream: omit it"),
@@ -199,12 +230,13 @@ def test_the_job_compares_all_networks(
     made: str, runs: dict[str, list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_checks(monkeypatch)
+    monkeypatch.setattr(preprocessing, "plain_shards", lambda *_: made)
     monkeypatch.setattr(preprocessing, "shards_of_each", lambda recipes, *_: dict.fromkeys(recipes, made))
     monkeypatch.setattr(study, "train_all", only_named)
     monkeypatch.setattr(study, "score_seeds", lambda trained, name, *_: runs[name])
-    trained = study.NormalFilter("checkpoint", "shards")
+    trained = study.FilterClassifier("checkpoint", "shards")
     monkeypatch.setattr(study, "train_filter", lambda *_: trained)
-    monkeypatch.setattr(study.NormalFilter, "applied", lambda *_: (np.full(IMAGES, 0.5), 0.5))
+    monkeypatch.setattr(study.FilterClassifier, "applied", lambda *_: (np.full(IMAGES, 0.5), 0.5))
     data = ArchiveOptions(archive=(str(tmp_path),))
     result = main(Options(out=str(tmp_path), members=2, preprocessing=("clahe",), data=data))
     assert result["metrics"][f"{SIZE}/2 networks/map_40"] == 1

@@ -178,9 +178,8 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
 
 def test_variants_differ() -> None:
     defaults = ("multiscale-lse", "last-lse")
-    recipes = named([name for name in VARIANTS if name not in defaults], LocalizeRecipe()) | named(
-        defaults, LocalizeRecipe()
-    )
+    others = [name for name in VARIANTS if name not in defaults]
+    recipes = named(others, LocalizeRecipe()) | named(defaults, LocalizeRecipe())
     settings = {
         (recipe.cam_stages, recipe.stage_weights, recipe.combine_stages, recipe.pooling)
         for recipe in recipes.values()

@@ -123,6 +123,7 @@ def test_the_job_compares_all_networks(
     made: str, runs: dict[str, list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_checks(monkeypatch)
+    monkeypatch.setattr(preprocessing, "plain_shards", lambda *_: made)
     monkeypatch.setattr(preprocessing, "shards_of_each", lambda recipes, *_: dict.fromkeys(recipes, made))
     monkeypatch.setattr(study, "train_all", only_named)
     monkeypatch.setattr(study, "score_seeds", lambda trained, name, *_: runs[name])

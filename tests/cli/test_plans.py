@@ -61,6 +61,10 @@ def test_trials_run_side_by_side() -> None:
     assert "10 trials, 4 at a time, each in 1 training process with 1 CPU" in text
     assert values["seconds"] == pytest.approx(1000 / 10 * 2 * 3), "three rounds of up to four trials"
     assert "10 trials of 2 epochs without early stopping, 4 at a time" in text
+    values, _ = plan(
+        "train classify", "--members", "200", "--plan-images", "10", "--plan-cpus", "98", "--plan-gpus", "0"
+    )
+    assert values["runs_at_once"] == 98  # and not 100, although .98 of a CPU is reserved for each
 
 
 def test_ten_million_images(tmp_path: Path) -> None:

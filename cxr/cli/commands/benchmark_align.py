@@ -22,7 +22,7 @@ from cxr.benchmarks.studies import align
 from cxr.benchmarks.studies.align import Half
 from cxr.benchmarks.studies.align_pictures import save_pictures
 from cxr.benchmarks.studies.ecc import Ecc
-from cxr.cli.phantoms import phantom_archive
+from cxr.cli.phantoms import some_phantoms
 from cxr.cli.training_jobs import demo_aligner_checkpoint
 from cxr.families import checkpoint
 from cxr.models.spatial_transformer import identity
@@ -54,7 +54,7 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     out = storage.normalize(options.out)
-    archives = options.archive or (phantom_archive(out),)
+    archives = options.archive or (some_phantoms(out),)
     aligner = checkpoint.load(options.checkpoint or demo_aligner_checkpoint(archives[0], out))
     images, notes = align.read(archives, options.size, options.limit, options.half)
     for note in notes:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from cxr import storage
 from cxr.benchmarks.studies import compression, compression_report, xrays
 from cxr.benchmarks.studies.compression import Evaluator
-from cxr.cli.phantoms import phantom_archive
+from cxr.cli.phantoms import some_phantoms
 from cxr.cli.training_jobs import demo_compressor_checkpoint
 from cxr.families import checkpoint, image_crop
 from cxr.families.capabilities import latent_encoder
@@ -49,7 +49,7 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     out = storage.normalize(options.out)
-    archive = options.archive or phantom_archive(out)
+    archive = options.archive or some_phantoms(out)
     compressor = checkpoint.load(options.checkpoint or demo_compressor_checkpoint(archive, out))
     classifier = checkpoint.load(options.classifier) if options.classifier else compressor
     compression.check_compressor(compressor)

@@ -51,7 +51,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _demo_checkpoint(out: str) -> str:
-    from cxr.cli.phantoms import phantom_archive
+    from cxr.cli.phantoms import some_phantoms
     from cxr.cli.training_jobs import demo_aligner_checkpoint
 
-    return demo_aligner_checkpoint(phantom_archive(out), out)
+    return demo_aligner_checkpoint(some_phantoms(out), out)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cxr import schema, storage
-from cxr.cli.phantoms import phantom_archive
+from cxr.cli.phantoms import some_phantoms
 from cxr.cli.plan_options import PlanOptions
 from cxr.errors import ImageRejectedError, UserError
 from cxr.imaging.center_crop import CenterCrop
@@ -86,8 +86,9 @@ def main(options: Options) -> dict[str, Any]:
 
     crop = _crop(options)
     cluster.connect()
+    archive = options.archive or some_phantoms(options.out, count=60)
     result = ingest(
-        options.archive or phantom_archive(options.out, count=60),
+        archive,
         options.out,
         reading=options.reading,
         pixels=PixelFormat(options.stored_size, options.bits),
@@ -99,7 +100,6 @@ def main(options: Options) -> dict[str, Any]:
         on_start=partial(say_plan, options),
     )
     _print_summary(result)
-    archive = options.archive or phantom_archive(options.out)
     return asdict(result) | {"pictures": _pictures(options, archive) if options.enhancement else []}
 
 

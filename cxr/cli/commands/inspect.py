@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cxr import storage
-from cxr.cli.phantoms import phantom_archive
+from cxr.cli.phantoms import some_phantoms
 from cxr.errors import UserError
 from cxr.sources.options import Labeling, ReadOptions
 
@@ -45,7 +45,7 @@ def main(options: Options) -> dict[str, Any]:
     # Imports matplotlib, which takes a second: the mistake above is reported without it.
     from cxr.evaluation.inspection import inspect
 
-    archive = options.archive or phantom_archive(options.out, count=60)
+    archive = options.archive or some_phantoms(options.out, count=60)
     result = inspect(
         archive, options.reading, options.labeling, options.out, images=options.images, seed=options.seed
     )

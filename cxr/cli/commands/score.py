@@ -18,7 +18,7 @@ import tyro
 
 from cxr import storage
 from cxr.cli.exports import ExportFormat, check_formats, export_all
-from cxr.cli.phantoms import phantom_archive
+from cxr.cli.phantoms import some_phantoms
 from cxr.cli.plan_options import PlanOptions
 from cxr.data import gate
 from cxr.data.identity import open_identity
@@ -66,7 +66,7 @@ def main(options: Options) -> dict[str, Any]:
     from cxr.inference.score import score
 
     out = storage.normalize(options.out)
-    archives = options.archive or (phantom_archive(out),)
+    archives = options.archive or (some_phantoms(out),)
     if panel is None:
         panel = Panel.of([_demo_checkpoint(archives[0], out, latents=options.score.save_latents)])
     scored = score(archives, panel, out, options.score, on_start=partial(_say_plan, options))

@@ -42,8 +42,8 @@ class Options(StudyOptions):
     finding dominates the mean. A larger number with the same --out trains only the missing networks."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, stored_size=192))
     recipe: LocalizeRecipe = field(default_factory=lambda: LocalizeRecipe(epochs=30))
-    """Settings of all networks. Variants set cam_stages; multiscale, logits and uniform also set stage_weights,
-    logits sets combine_stages, and those with -mean, -max or -lse set pooling."""
+    """Settings of all networks. Variants set cam_stages; those of several stages also set stage_weights, logits sets
+    combine_stages, and those with -mean, -max or -lse set pooling."""
     run: RunOptions = field(default_factory=RunOptions)
 
 
