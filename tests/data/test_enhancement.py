@@ -160,6 +160,17 @@ def test_ingest_shows_each_step(archive: str, tmp_path: Path) -> None:
     assert 1.1 < height / width < 1.8  # four rows of three images
 
 
+def test_ingest_without_an_archive_generates_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, ingested = importlib.import_module("cxr.cli.commands.ingest"), list[str]()
+    monkeypatch.setattr("cxr.runtime.cluster.connect", lambda: None)
+    monkeypatch.setattr("cxr.data.ingest.ingest", lambda archive, *_, **options: ingested.append(archive) or DONE)
+    monkeypatch.setattr(job, "_print_summary", lambda result: None)
+    result = job.main(job.Options(out=str(tmp_path), enhancement=DONE))
+    assert ingested == [str(tmp_path / "phantoms")]
+    assert len([*(tmp_path / "phantoms" / "images").iterdir()]) == 60
+    assert Path(*result["pictures"]).exists()
+
+
 def test_lungs_are_segmented_in_images_preprocessed_as_in_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
