@@ -124,9 +124,9 @@ def picture(results: Sequence[SegmentationResult]) -> Figure:
     order = sorted(results, key=lambda result: (result.positive_dice if by_positives else result.dice).value)
     shown = {"dice": "mean Dice (95 %)"}
     if not results[0].all_positive:
-        shown["dice"] += "; dashed: only empty masks"
-        shown["positive_dice"] = "of images with a ground-truth mask (95 %)"
-    figure = Figure(figsize=(3 + 2.7 * len(shown), 1.2 + 0.26 * len(order)), layout="constrained")
+        shown["dice"] += "\ndashed: only empty masks"
+        shown["positive_dice"] = "mean Dice of images with\na ground-truth mask (95 %)"
+    figure = Figure(figsize=(3 + 2.7 * (len(shown) + 1), 1.4 + 0.26 * len(order)), layout="constrained")
     *intervals, times = figure.subplots(1, len(shown) + 1, sharey=True)
     colors = [_COLORS.get(result.name.partition("-")[0], palette.NEUTRAL) for result in order]
     for axes, name in zip(intervals, shown, strict=True):
