@@ -202,8 +202,8 @@ class Recipe(ABC):
     clip: float = 1.0
     """Maximum gradient norm; larger gradients are scaled down. 0: no clipping."""
     ema: float = 0.0
-    """Decay of the exponential moving average of the weights, which is validated and saved in their place. 0: no
-    average."""
+    """Decay of the exponential moving average of the weights, which is validated and saved in their place. After n
+    steps it is at most (1 + n) / (10 + n). 0: no average."""
     patience: int = 0
     """Early stopping: number of epochs of the last training stage without improvement of the monitored metric after
     which training stops. 0: never stop early."""

@@ -144,7 +144,7 @@ class CustomOptimizer(Protocol):
     @property
     def ema_ramp(self) -> float:
         """Number of updates over which the decay of the moving average rises: after n updates it is
-        ema · (1 − exp(−n / ema_ramp)). 0: the decay is `ema` from the start."""
+        ema · (1 − exp(−n / ema_ramp)). 0: as `Recipe.ema` says."""
         ...
 
     def make_optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:

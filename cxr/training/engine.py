@@ -336,7 +336,10 @@ def casts(precision: str, device: torch.device) -> bool:
 class MovingAverage(AveragedModel):
     """An exponential moving average of a network's parameters and buffers; integers are copied.
 
-    The update of AveragedModel itself copies its counter to the device in every step, for which the host waits.
+    The decay rises with the number of updates n, so that the average of a short run has forgotten the first weights:
+    it is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage with num_updates, or it rises along
+    the ramp. The update of AveragedModel itself copies its counter to the device in every step, for which the host
+    waits.
 
     Args:
         decay, ramp: see `Recipe.ema` and `CustomOptimizer.ema_ramp`.
@@ -350,8 +353,8 @@ class MovingAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Move toward `model`; the first update copies it."""
         done = int(self.n_averaged)  # on the CPU
-        grown = 1 - math.exp(-(done + 1) / self.ramp) if self.ramp else 1.0
-        decay = self.decay * grown if done else 0.0
+        rising = self.decay * (1 - math.exp(-(done + 1) / self.ramp)) if self.ramp else (1 + done) / (10 + done)
+        decay = min(self.decay, rising) if done else 0.0
         pairs = list(zip(_values(self.module), _values(model), strict=True))
         for dtype in {own.dtype for own, _ in pairs}:
             averages, values = zip(*(pair for pair in pairs if pair[0].dtype == dtype), strict=True)
