@@ -15,9 +15,10 @@ from cxr import schema
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.families.base import Recipe, SingleProcess
 from cxr.families.capabilities import BatchLookahead
+from cxr.training.engine import casts
 
 SIDE = {"cpu": 1024, "cuda": 8192}  # side of the square matrices for measuring a device's peak
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ def operations(recipe: Recipe, findings: tuple[str, ...]) -> float:
 
 
 def peak(precision: str, device: torch.device, seconds: float = 2.0) -> float:
-    """GFLOP/s of products of square matrices; on a CPU with one thread."""
+    """GFLOP/s of products of square matrices in the type that training computes in with this precision; on a CPU with
+    one thread. CPUs without bfloat16 instructions train in float32 in any case."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     side = SIDE[device.type]
-    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[precision]) for _ in range(2))
+    dtype = torch.bfloat16 if casts(precision, device) else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     _products(a, b, 3)
     count, taken = 0, 0.0
     while taken < seconds:

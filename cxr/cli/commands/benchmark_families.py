@@ -75,14 +75,14 @@ def main(options: Options) -> dict[str, Any]:
 
     from cxr import schema, storage
     from cxr.benchmarks.throughput import family_steps
-    from cxr.benchmarks.throughput.step import DTYPES, peak
+    from cxr.benchmarks.throughput.step import PRECISIONS, peak
     from cxr.data.batch import best_device
     from cxr.families import recipe_type
 
     device = best_device()
     torch.set_num_threads(1)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "one core"
-    peaks = {precision: peak(precision, device, min(2.0, options.seconds)) for precision in DTYPES}
+    peaks = {precision: peak(precision, device, min(2.0, options.seconds)) for precision in PRECISIONS}
     settings, failed = (QUICK if options.quick else FULL), dict[str, str]()
     steps: list[FamilyStep] = []
     for family in options.families:

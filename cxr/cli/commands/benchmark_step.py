@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cxr import storage
-from cxr.benchmarks.throughput.step import DTYPES, Step, operations, peak
+from cxr.benchmarks.throughput.step import PRECISIONS, Step, operations, peak
 from cxr.benchmarks.throughput.training import both_paces
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.training_jobs import ensure_shards
@@ -48,7 +48,7 @@ def main(options: Options) -> dict[str, Any]:
     device = torch.device("cuda" if gpu else "cpu")
     done = operations(options.recipe, findings)
     steps = []
-    for precision in DTYPES:
+    for precision in PRECISIONS:
         recipe = options.recipe.replace(precision=precision)
         with tempfile.TemporaryDirectory(prefix="cxr-step-") as scratch:
             ours, bare = both_paces(recipe, data, options.steps, options.rounds, scratch, gpu=gpu)
