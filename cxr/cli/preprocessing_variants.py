@@ -60,6 +60,8 @@ def plain_shards(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
     return ensure_shards(archive, storage.join(out, NONE), recipe)
 
 
-def shards_of_each(recipes: Mapping[str, Recipe], archive: ArchiveOptions, out: str) -> dict[str, str]:
-    """URIs of the shards that are made for each recipe in OUT/NAME/shards."""
-    return {name: ensure_shards(archive, storage.join(out, name), recipe) for name, recipe in recipes.items()}
+def shards_of_each(recipes: Mapping[str, Recipe], plain: str, archive: ArchiveOptions, out: str) -> dict[str, str]:
+    """URIs of the shards of each recipe: `plain_shards`, and those that are made in OUT/NAME/shards."""
+    others = {name: recipe for name, recipe in recipes.items() if name != NONE}
+    made = {name: ensure_shards(archive, storage.join(out, name), recipe) for name, recipe in others.items()}
+    return {NONE: plain, **made}

@@ -53,10 +53,8 @@ def run_study(options: Options) -> dict[str, Any]:
     archives = {ARCHIVE: archive} if archive.archive else phantoms(archive, poses, out)
     recipe = resolve_environment(options.recipe, out, run)
     initial = recipe.replace(aligner="")
-    truths = {
-        name: known_test_labels(ensure_shards(images, storage.join(out, name, INITIAL), initial))
-        for name, images in archives.items()
-    }
+    whole = {name: ensure_shards(of, storage.join(out, name, INITIAL), initial) for name, of in archives.items()}
+    truths = {name: known_test_labels(uri) for name, uri in whole.items()}
     aligner = recipe.aligner or demo_aligner_checkpoint([*archives.values()][-1].uris[0], out)
     aligned = recipe.replace(aligner=storage.normalize(aligner))
     recipes = {INITIAL: initial, ALIGNED: aligned, ECC: initial}
@@ -64,7 +62,7 @@ def run_study(options: Options) -> dict[str, Any]:
     records: dict[str, Any] = {}
     for name, images in archives.items():
         folder = storage.join(out, name)
-        data = prepared(images, recipes, folder)
+        data = {INITIAL: whole[name], **prepared(images, whole[name], recipes, folder)}
         trained = train_all(recipes, range(seeds), data, folder, run, reading=archive.reading)
         results.append(evaluated(name, scored_labels(trained, data, truths[name], folder), data))
         records[name] = networks_record(trained, recipes, data[INITIAL]) | {"shards": data}
@@ -91,14 +89,20 @@ def phantoms(options: ArchiveOptions, poses: Sequence[float], out: str) -> dict[
     return {name: phantoms_with_boxes(options, storage.join(out, name), pose=pose) for name, pose in named.items()}
 
 
-def prepared(archive: ArchiveOptions, recipes: Mapping[str, ClassifyRecipe], folder: str) -> dict[str, str]:
-    """The URIs of the shards of each variant, in FOLDER/VARIANT/shards."""
-    data = {name: ensure_shards(archive, storage.join(folder, name), recipes[name]) for name in (INITIAL, ALIGNED)}
+def prepared(
+    archive: ArchiveOptions, initial: str, recipes: Mapping[str, ClassifyRecipe], folder: str
+) -> dict[str, str]:
+    """The URIs of the aligned and ECC-aligned shards, in FOLDER/VARIANT/shards.
+
+    Args:
+        initial: URI of the shards of the same images as they are, from which ECC makes its templates.
+    """
+    aligned = ensure_shards(archive, storage.join(folder, ALIGNED), recipes[ALIGNED])
     made = storage.join(folder, ECC, "shards")
     if not shards.is_shards(made):
         templates = storage.join(folder, ECC, "templates.npz")
         if not storage.exists(templates):
-            ecc_crop.write_templates(templates, training_images(data[INITIAL], ecc_crop.SIZE))
+            ecc_crop.write_templates(templates, training_images(initial, ecc_crop.SIZE))
         ingest.ingest(
             archive.uris[0],
             made,
@@ -109,7 +113,7 @@ def prepared(archive: ArchiveOptions, recipes: Mapping[str, ClassifyRecipe], fol
             enhance=recipes[ECC].enhancement,
             labeling=archive.labeling,
         )
-    return data | {ECC: made}
+    return {ALIGNED: aligned, ECC: made}
 
 
 def training_images(data: str, size: int) -> np.ndarray:

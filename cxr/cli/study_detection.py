@@ -60,7 +60,7 @@ def run_study(options: Options) -> dict[str, Any]:
     images = held_out(plain, recipe, "a box")
     assert isinstance(images.truth, BoxTruth)
     recipes = preprocessing.variants(variants, recipe, archive, options.lungs, out)
-    data = preprocessing.shards_of_each(recipes, archive, out)
+    data = preprocessing.shards_of_each(recipes, plain, archive, out)
     normal_filter = of_filter and train_filter(of_filter, archive, plain, run, out)
     trained = train_all(recipes, range(members), data, out, run, reading=archive.reading)
     runs = {name: score_seeds(trained, name, data[name], images.split, out) for name in recipes}

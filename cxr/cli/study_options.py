@@ -33,6 +33,18 @@ class StudyPreset(Preset):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentationNetworks:
+    """Options of the studies of segmentation networks."""
+
+    networks: tuple[str, ...] = ()
+    """Networks to compare: small_unet, unet-BACKBONE, unet-BACKBONE-scse (resnet18, resnet34), fcn32s-BACKBONE,
+    fcn16s-BACKBONE, fcn8s-BACKBONE (alexnet, vgg16, googlenet, resnet18, resnet34, resnet50). Default: all of
+    them."""
+    seeds: int = 1
+    """Number of networks per kind, each with its own seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyOptions:
     """Options of a study that has presets; it also has `recipe`, `data` and `run`."""
 

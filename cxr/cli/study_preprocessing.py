@@ -32,7 +32,7 @@ def run_study(options: Options) -> dict[str, Any]:
     plain = preprocessing.plain_shards(recipe, archive, out)
     split, truth = labeled_images(plain, recipe)
     recipes = preprocessing.variants(variants, recipe, archive, options.lungs, out)
-    data = preprocessing.shards_of_each(recipes, archive, out)
+    data = preprocessing.shards_of_each(recipes, plain, archive, out)
     trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
     runs = {name: score_seeds(trained, name, data[name], split, out) for name in recipes}
     scores = classifiers.joined(runs, truth)

@@ -11,22 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cxr.cli.options import ArchiveOptions
+from cxr.cli.study_options import SegmentationNetworks
 from cxr.families.lungs import LungsRecipe
 from cxr.training.options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(SegmentationNetworks):
     """Settings of the job. The same command continues a killed study."""
 
     out: str = "runs/study_lungs"
     """Folder or URI of the results: table.md, networks.csv, dice.png, and a folder for each network."""
-    networks: tuple[str, ...] = ()
-    """Networks to compare: small_unet, unet-BACKBONE, unet-BACKBONE-scse (resnet18, resnet34), fcn32s-BACKBONE,
-    fcn16s-BACKBONE, fcn8s-BACKBONE (alexnet, vgg16, googlenet, resnet18, resnet34, resnet50). Default: all of
-    them."""
-    seeds: int = 1
-    """Number of networks per kind, each with its own seed."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=300, stored_size=128))
     recipe: LungsRecipe = field(
         default_factory=lambda: LungsRecipe(

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.study_options import StudyOptions, StudyPreset
+from cxr.cli.study_options import SegmentationNetworks, StudyOptions, StudyPreset
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.training.options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(StudyOptions):
+class Options(SegmentationNetworks, StudyOptions):
     """Settings of the job. The same command continues a killed study."""
 
     PRESETS: ClassVar[Mapping[str, StudyPreset]] = {
@@ -48,12 +48,6 @@ class Options(StudyOptions):
 
     out: str = "runs/study_pneumothorax"
     """Folder or URI of the results: table.md, networks.csv, dice.png, and a folder for each network."""
-    networks: tuple[str, ...] = ()
-    """Networks to compare: small_unet, unet-BACKBONE, unet-BACKBONE-scse (resnet18, resnet34), fcn32s-BACKBONE,
-    fcn16s-BACKBONE, fcn8s-BACKBONE (alexnet, vgg16, googlenet, resnet18, resnet34, resnet50). Default: all of
-    them."""
-    seeds: int = 1
-    """Number of networks per kind, each with its own seed."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, stored_size=128))
     recipe: PneumothoraxRecipe = field(
         default_factory=lambda: PneumothoraxRecipe(size=128, epochs=8, fully_connected=False)
