@@ -59,6 +59,9 @@ class RecipeOptions:
     data: ArchiveOptions = field(default_factory=ArchiveOptions)
     recipe: Any
     run: RunOptions = field(default_factory=RunOptions)
+    resume: bool = False
+    """Continue the run in --out, which was killed, or which finished and is to be trained for more --epochs. Several
+    networks, of --members or --folds, continue without this option."""
     planning: PlanOptions = field(default_factory=PlanOptions)
 
     def starting_point(self, arguments: Sequence[str]) -> Self:

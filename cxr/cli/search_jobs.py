@@ -27,7 +27,13 @@ from cxr.training.search import objectives_of, search, searched
 
 
 def tune_job(
-    recipe: Recipe, archive: ArchiveOptions, options: SearchOptions, run: RunOptions, out: str
+    recipe: Recipe,
+    archive: ArchiveOptions,
+    options: SearchOptions,
+    run: RunOptions,
+    out: str,
+    *,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """The body of a tune_<family> job; returns its result.json.
 
@@ -38,15 +44,17 @@ def tune_job(
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
     if run.shard_reader == "ray":
         check_ray_reader(recipe)
-    check_resume(storage.join(storage.normalize(out), SEARCH), run.resume)
+    check_resume(storage.join(storage.normalize(out), SEARCH), resume)
     archive = archive.with_headers(out)
     inputs = check_inputs(recipe, archive, out)
     out = inputs.out
     connect(out, archive, run)
     say_plan(TuneOptions(out=out, recipe=recipe, run=run, search=options, data=archive), inputs.images)
-    recipe = resolve_environment(recipe, out, run)
+    recipe = resolve_environment(recipe, out, run, resume=resume)
     data = ensure_shards(archive, out, recipe)
-    trials = search(recipe, data, out, options, run, reading=archive.reading, labeling=archive.labeling)
+    trials = search(
+        recipe, data, out, options, run, reading=archive.reading, labeling=archive.labeling, resume=resume
+    )
     table = write_trials(trials, recipe.monitor, out, objectives)
     print(trials_table(trials, recipe.monitor, objectives), flush=True)
     best = trials[0]

@@ -97,16 +97,16 @@ def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
     saved = storage.join(folder, "checkpoint")
     if not storage.exists(storage.join(saved, checkpoint_files.ABOUT)):
         print(f"no checkpoint given: training a small network of family {recipe.family} in {folder}", flush=True)
-        again = RunOptions(resume=storage.exists(storage.join(folder, "train")))
-        train_job(recipe, ArchiveOptions(archive=(archive,)), again, folder)
+        begun = storage.exists(storage.join(folder, "train"))
+        train_job(recipe, ArchiveOptions(archive=(archive,)), RunOptions(), folder, resume=begun)
     return saved
 
 
-def resolve_environment(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
+def resolve_environment(recipe: SomeRecipe, out: str, run: RunOptions, *, resume: bool = False) -> SomeRecipe:
     """The recipe with its initial weights and shared pretraining stored in OUT; prints notes."""
     if recipe.crop_setting:
         recipe = recipe.with_crop_checkpoint(storage.normalize(recipe.crop_checkpoint))
-    begun = begun_with(out) if run.resume else None
+    begun = begun_with(out) if resume else None
     recipe, notes = recipe.resolve_weights(out) if begun is None else recipe.resume_from(begun, out)
     for note in notes:
         print(f"note: {note}", flush=True)
@@ -121,22 +121,24 @@ def connect(out: str, archive: ArchiveOptions, run: RunOptions) -> None:
     room(run, raw=archive.stream or run.shard_reader == "ray")
 
 
-def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
+def train_job(
+    recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str, *, resume: bool = False
+) -> dict[str, Any]:
     """The body of a train_<family> job; returns its result.json. Trains all folds if none is named."""
     if run.shard_reader == "ray":
         check_ray_reader(recipe)
     if recipe.folds and recipe.fold is None:
         return train_folds_job(recipe, archive, run, out)
-    check_resume(storage.join(storage.normalize(out), "train"), run.resume)
+    check_resume(storage.join(storage.normalize(out), "train"), resume)
     archive = archive.with_headers(out)
     inputs = check_inputs(recipe, archive, out)
     out = inputs.out
     connect(out, archive, run)
     say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive), inputs.images)
-    recipe = resolve_environment(recipe, out, run)
+    recipe = resolve_environment(recipe, out, run, resume=resume)
     storage.write_json(storage.join(out, RECIPE_FILE), recipe.to_dict())
     data = ensure_shards(archive, out, recipe)
-    fitted = fit(recipe, data, out, run, reading=archive.reading, labeling=archive.labeling)
+    fitted = fit(recipe, data, out, run, reading=archive.reading, labeling=archive.labeling, resume=resume)
     pictures = picture(fitted.checkpoint, data, out)
     MlflowLog.of(out).send_pictures(pictures)
     print_result(fitted.metrics, fitted.checkpoint, pictures)

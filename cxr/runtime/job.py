@@ -192,7 +192,7 @@ def run(main: Callable[[Options], dict[str, Any]], command: Command[Options], na
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         sys.exit(MISUSED)
-    interruption = Interruption(f"interrupted{_how_to_continue(command.job, name)}")
+    interruption = Interruption(f"interrupted{_how_to_continue(command.job)}")
     try:
         code, error = _outcome(main, command.job, name)
     finally:
@@ -215,18 +215,9 @@ def show(main: Callable[[Any], tuple[dict[str, Any], str]], command: Command[Any
     sys.exit(DONE)
 
 
-def _how_to_continue(options: object, name: str) -> str:
-    """Studies resume by themselves."""
-    needs_resume = _has_resume(options) and not name.startswith("study")
-    resume = ", with --resume if training had started" if needs_resume else ""
+def _how_to_continue(options: object) -> str:
+    resume = ", with --resume if training had started" if hasattr(options, "resume") else ""
     return f"; run the same command again to continue{resume}"
-
-
-def _has_resume(options: object) -> bool:
-    """Whether the options, or options within them, have one named `resume`."""
-    if not dataclasses.is_dataclass(options):
-        return False
-    return any(f.name == "resume" or _has_resume(getattr(options, f.name)) for f in dataclasses.fields(options))
 
 
 def _check_given_once(arguments: Sequence[str], options_type: type) -> None:
@@ -270,7 +261,7 @@ def _outcome(main: Callable[[Options], dict[str, Any]], options: Options, name: 
         if type(error).__name__ == "LocalRayletDiedError":  # by name, since importing Ray takes seconds
             return FAILED, (
                 f"error: Ray's node process on this machine died, most likely because the machine was overloaded or "
-                f"short of memory. Finished work is saved{_how_to_continue(options, name)}"
+                f"short of memory. Finished work is saved{_how_to_continue(options)}"
             )
         return FAILED, traceback.format_exc().rstrip()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray.train
@@ -59,6 +59,7 @@ def fit(
     labeling: Labeling = SOURCE_LABELS,
     name: str = "train",
     callbacks: Sequence[UserCallback] = (),
+    resume: bool = False,
     in_process: bool = False,
     show_epochs: bool = True,
     label: str = "",
@@ -74,6 +75,7 @@ def fit(
 
     Args:
         labeling: labels and boxes for a raw archive, if not its own.
+        resume: continue the run in `out`.
         in_process: train in this process, which must hold the resources of a worker, instead of in a worker group;
             for one worker. Whoever started the process starts it again if it dies.
         show_epochs: show a line for each epoch; for several runs at the same time, leave them to programs.
@@ -82,21 +84,21 @@ def fit(
         selections: what `training_data.select_images` stored for several runs; by default it is stored for this one.
 
     Raises:
-        UserError: the recipe names weights other than by URI; OUT contains a run and `options.resume` is off, or it
-            contains none and `options.resume` is on; storage kept failing beyond all retries.
+        UserError: the recipe names weights other than by URI; OUT contains a run and `resume` is off, or it contains
+            none and `resume` is on; storage kept failing beyond all retries.
         TrainingStoppedError: a loss term stopped being finite, or an epoch gave no batch.
         ClusterError: workers died more often than `options.max_failures`.
     """
     options = options or RunOptions()
     out = storage.normalize(out)
     _check_weights(recipe)
-    check_resume(storage.join(out, name), options.resume)
+    check_resume(storage.join(out, name), resume)
     check_batch(recipe, options)
     data = describe(archive, recipe, out, reading, labeling, options.shard_reader, selections)
     room(options, raw=bool(data.streams))
     datasets = data.datasets(recipe.seed, out)
     config = _worker_config(recipe, data, reading, options)
-    settings = {"archive": archive, **asdict(replace(options, resume=False))}
+    settings = {"archive": archive, **asdict(options)}
     with MlflowLog.begin(out, recipe, settings, search_log) as tracked:
         log = RunLog(out, label or name, recipe.monitor, show=show_epochs, by_ray=bool(datasets))
         callbacks = [log, tracked, *callbacks]

@@ -55,8 +55,6 @@ class RunOptions:
     max_preemption_failures: int = -1
     """Number of times that training restarts after the cluster has lost a machine with notice, such as a preempted
     spot instance; a checkpoint is written upon notice. -1: no limit."""
-    resume: bool = False
-    """Continue the run in --out, which was killed, or which finished and is to be trained for more --epochs."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\d+(:\d+)?", str(self.workers)) or not 1 <= self.min_workers <= self.max_workers:

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.distributions import BaseDistribution
@@ -217,17 +217,18 @@ def search(
     space: Mapping[str, BaseDistribution] | None = None,
     reading: ReadOptions = ALL_IMAGES,
     labeling: Labeling = SOURCE_LABELS,
+    resume: bool = False,
 ) -> list[Trial]:
     """Train with settings sampled from `space` (default: the recipe's), each in a trial; returns the best first.
 
-    OUT/trials/ID has what `fit` writes for each trial. With `run.resume`, a search that was killed continues:
+    OUT/trials/ID has what `fit` writes for each trial. With `resume`, a search that was killed continues:
     finished trials are kept, interrupted ones continue from their last checkpoint.
 
     With `options.objectives` the sampler seeks the Pareto front, and no trial is stopped early; trials are still
     ranked, and their best epochs chosen, by the monitor.
 
     Raises:
-        UserError: OUT contains a search and `run.resume` is off, the cluster cannot hold one trial, or the
+        UserError: OUT contains a search and `resume` is off, the cluster cannot hold one trial, or the
             family does not offer the objectives.
     """
     options, run = options or SearchOptions(), run or RunOptions()
@@ -239,11 +240,11 @@ def search(
     )
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may have no rankable epoch yet
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
-    settings = {"archive": archive, **asdict(options), **asdict(replace(run, resume=False))}
+    settings = {"archive": archive, **asdict(options), **asdict(run)}
     selections = select_images(storage.normalize(archive), [recipe], storage.join(out, SELECTIONS))
     with MlflowLog.begin(out, recipe, settings) as tracked:
         trainable = _trainable(recipe, archive, out, run, reading, labeling, tuple(objectives), tracked, selections)
-        if run.resume:
+        if resume:
             tuner = _restored(trainable, recipe, out, tuple(objectives))
         else:
             space = dict(space or searched(recipe, options))
@@ -373,10 +374,11 @@ def _trainable(
                 mine,
                 archive,
                 folder,
-                replace(run, resume=storage.exists(storage.join(folder, "train"))),
+                run,
                 reading=reading,
                 labeling=labeling,
                 callbacks=[CheckApplied(sampled), ReportBest(mine, folder, objectives, in_process=in_process)],
+                resume=storage.exists(storage.join(folder, "train")),
                 in_process=in_process,
                 show_epochs=False,
                 search_log=search_log,

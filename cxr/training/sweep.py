@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -190,13 +190,13 @@ def _train_one(
     selections: str,
     label: str,
 ) -> None:
-    again = replace(run, resume=storage.exists(storage.join(folder, "train")))
     fit(
         recipe_from_dict(recipe),
         archive,
         folder,
-        again,
+        run,
         reading=reading,
+        resume=storage.exists(storage.join(folder, "train")),
         in_process=run.max_workers == 1,
         label=f"{label}: train",
         selections=selections,

@@ -226,14 +226,14 @@ GONE = "/gone/weights.pt"
 def test_resuming_does_not_need_the_initial_weights(
     given: Recipe, setting: str, read: dict[str, Any], tmp_path: Path
 ) -> None:
-    out, resume = str(tmp_path), RunOptions(resume=True)
+    out = str(tmp_path)
     begun = given.replace(**read, **{setting: f"{out}/weights/{pretrained.key(GONE)}"})
     with pytest.raises(UserError, match="gone"):
         given.resolve_weights(out)
     with pytest.raises(UserError, match="gone"):
-        resolve_environment(given, out, resume)  # no checkpoint yet: training begins
+        resolve_environment(given, out, RunOptions(), resume=True)  # no checkpoint yet: training begins
     storage.write_text(f"{out}/{METRICS_FILE}", '{"epoch": 1, "checkpoint": "epoch_0001"}\n')
     about = {"kind": checkpoint_files.KIND, "version": checkpoint_files.VERSION, "recipe": begun.to_dict()}
     storage.write_json(f"{out}/train/epoch_0001/{checkpoint_files.ABOUT}", about)
-    again = resolve_environment(given.replace(epochs=given.epochs + 1), out, resume)
+    again = resolve_environment(given.replace(epochs=given.epochs + 1), out, RunOptions(), resume=True)
     assert again == begun.replace(epochs=given.epochs + 1)

@@ -11,7 +11,6 @@ from cxr.inference.score import score
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
 from cxr.training.fit import fit
-from cxr.training.options import RunOptions
 
 IMAGES, EPOCHS = 120, 4
 RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, backbone="conv3", lungs=False)
@@ -23,7 +22,7 @@ def main(archive: str, out: str) -> None:
     print("begins: ingest", flush=True)
     shards = ingest(archive, storage.join(out, "shards"), pixels=PixelFormat(32)).shards
     print("begins: fit", flush=True)
-    fitted = fit(RECIPE, shards, out, RunOptions(resume=storage.exists(storage.join(out, "train"))))
+    fitted = fit(RECIPE, shards, out, resume=storage.exists(storage.join(out, "train")))
     print("begins: score", flush=True)
     print(score(archive, fitted.checkpoint, storage.join(out, "scored")), flush=True)
 

@@ -23,7 +23,7 @@ def test_an_averaged_network_competes_with_the_best_epoch(tmp_path: Path) -> Non
     fit(RECIPE, made, out, RunOptions(workers=2, keep_checkpoints=3))
     epochs = read_metrics(out)
     fitted = fit(
-        RECIPE, made, out, RunOptions(workers=2, average_checkpoints=2, resume=True)
+        RECIPE, made, out, RunOptions(workers=2, average_checkpoints=2), resume=True
     )  # as if killed before the average
     rows = read_metrics(out)
     assert rows[:3] == epochs
@@ -35,7 +35,7 @@ def test_an_averaged_network_competes_with_the_best_epoch(tmp_path: Path) -> Non
     for name, value in checkpoint.averaged(kept).items():
         torch.testing.assert_close(mean[name], value, atol=1e-6, rtol=1e-5)
     assert fitted.epochs == 3
-    longer = fit(RECIPE.replace(epochs=4), made, out, RunOptions(workers=2, average_checkpoints=2, resume=True))
+    longer = fit(RECIPE.replace(epochs=4), made, out, RunOptions(workers=2, average_checkpoints=2), resume=True)
     assert [(row["epoch"], row["stage"]) for row in read_metrics(out)[3:]] == [
         (3, "average"),
         (4, ""),

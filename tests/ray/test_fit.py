@@ -69,8 +69,8 @@ def test_two_workers_end_with_one_network_and_a_finished_run_continues(made: str
     with pytest.raises(UserError, match="already contains a run: use --resume"):
         fit(RECIPE, made, out)
     with pytest.raises(UserError, match=r"lr was 0.002, is 0.5"):
-        fit(RECIPE.replace(epochs=3, lr=0.5), made, out, RunOptions(resume=True))
-    longer = fit(RECIPE.replace(epochs=3), made, out, RunOptions(resume=True), in_process=True)
+        fit(RECIPE.replace(epochs=3, lr=0.5), made, out, resume=True)
+    longer = fit(RECIPE.replace(epochs=3), made, out, resume=True, in_process=True)
     assert longer.epochs == 3
 
 
@@ -114,4 +114,4 @@ def test_requests_beyond_the_cluster_are_rejected(made: str, tmp_path: Path) -> 
 
 def test_resuming_without_a_run_is_rejected(made: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains no run to resume"):
-        fit(RECIPE, made, str(tmp_path / "empty"), RunOptions(resume=True))
+        fit(RECIPE, made, str(tmp_path / "empty"), resume=True)

@@ -12,7 +12,7 @@ from cxr import storage
 from cxr.families.align import AlignRecipe
 from cxr.training.fit import fit
 from cxr.training.mlflow_log import EXPERIMENT, FILE, TRACKING_URI
-from cxr.training.options import RunOptions, SearchOptions
+from cxr.training.options import SearchOptions
 from cxr.training.run_log import read_metrics
 from cxr.training.search import search
 from tests.made_shards import write_shards
@@ -39,7 +39,7 @@ def test_a_run_and_a_search_are_tracked(tmp_path: Path, monkeypatch: pytest.Monk
     assert run.info.status == "FINISHED"
     assert run.data.params["batch_size"] == "8"
     assert run.data.metrics[f"best/{RECIPE.monitor}"] == pytest.approx(fitted.metrics[RECIPE.monitor])
-    fit(RECIPE.replace(epochs=2), made, out, RunOptions(resume=True))
+    fit(RECIPE.replace(epochs=2), made, out, resume=True)
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(value.step, value.value) for value in history] == [
         (row["epoch"], pytest.approx(row["train/loss"])) for row in read_metrics(out)

@@ -130,8 +130,8 @@ def test_training_through_ray_data_is_repeatable(
 
     def losses(out: Path, *stops: int) -> list[float]:
         for number, epochs in enumerate(stops):
-            run = RunOptions(shard_reader="ray", resume=number > 0)
-            fit(recipe.replace(epochs=epochs), numbered.uri, str(out), run, in_process=True)
+            longer, run = recipe.replace(epochs=epochs), RunOptions(shard_reader="ray")
+            fit(longer, numbered.uri, str(out), run, resume=number > 0, in_process=True)
         return [row["train/loss"] for row in read_metrics(str(out))]
 
     assert losses(tmp_path / "a", 2) == losses(tmp_path / "b", 2)

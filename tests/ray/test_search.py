@@ -58,7 +58,7 @@ def test_sampled_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: 
     with pytest.raises(UserError, match="already contains a search"):
         search(RECIPE, made, out, SearchOptions(trials=1), space=SPACE)
     with pytest.raises(UserError, match="epochs was 2, is 3"):
-        search(RECIPE.replace(epochs=3), made, out, run=RunOptions(resume=True), space=SPACE)
+        search(RECIPE.replace(epochs=3), made, out, resume=True, space=SPACE)
 
 
 class Disobedient(AlignRecipe):
@@ -115,10 +115,10 @@ def test_two_objectives_are_compared_at_each_trials_best_epoch(made: str, tmp_pa
     assert [t.value for t in trials] == sorted((t.value for t in trials), reverse=True)
     assert trials[0].on_front, "the best by one objective cannot be dominated"
     assert sorted(told(tmp_path / "search")) == sorted([t.metrics[n] for n in Weighed.objectives] for t in trials)
-    again = RunOptions(cpus_per_worker=0.5, resume=True)
+    run = RunOptions(cpus_per_worker=0.5)
     with pytest.raises(UserError, match="objectives was group_correlation equivariance_error_pct, is empty"):
-        search(recipe, made, out, SearchOptions(trials=3), again, space=SPACE)
-    assert search(recipe, made, out, options, again, space=SPACE) == trials
+        search(recipe, made, out, SearchOptions(trials=3), run, space=SPACE, resume=True)
+    assert search(recipe, made, out, options, run, space=SPACE, resume=True) == trials
 
 
 def test_as_many_trials_run_at_once_as_fit() -> None:

@@ -20,14 +20,10 @@ JOB = '''
 import atexit
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from cxr.runtime import interrupt
 from cxr.errors import ClusterError, UserError
 from cxr.runtime.job import run_job
-
-@dataclass(frozen=True)
-class RunOptions:
-    resume: bool = False
 
 @dataclass(frozen=True)
 class Options:
@@ -36,7 +32,7 @@ class Options:
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    run: RunOptions = field(default_factory=RunOptions)
+    resume: bool = False
 
 def main(options):
     if options.how == "badly":

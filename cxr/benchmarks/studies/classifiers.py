@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults, finite
+from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults, finite, rows_in_common
 from cxr.errors import UserError
 from cxr.evaluation import classification_data
 from cxr.evaluation.classification_data import LabeledScores, LabelTruth
@@ -39,9 +38,7 @@ def joined(runs: Mapping[str, Sequence[Run]], truth: LabelTruth) -> dict[str, li
         for name, of in runs.items()
     }
     every = [each for of in scores.values() for each in of]
-    rows = reduce(np.intersect1d, [each.rows for each in every])
-    if not len(rows):
-        raise UserError("expected test images that all networks have scored, got none: score them again")
+    rows = rows_in_common(each.rows for each in every)
     labels = every[0].at(rows, every[0].findings).labels
     both = np.isfinite(auroc(np.zeros(labels.shape), labels))
     findings = [finding for finding, measured in zip(every[0].findings, both.tolist(), strict=True) if measured]

@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from cxr import schema
-from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults, finite
+from cxr.benchmarks.studies.seed_results import SeedMean, SeedResults, finite, rows_in_common
 from cxr.boxes import ScoredBoxes, add_no_finding, nms, nmw, soft_nms, wbf
-from cxr.errors import UserError
 from cxr.evaluation import detection_data, localization_data
 from cxr.evaluation.ground_truth_boxes import BoxTruth
 from cxr.evaluation.run import Run, findings_of
@@ -67,11 +66,7 @@ class Detections:
             for name, of in runs.items()
         }
         every = [evaluation for of in evaluated.values() for evaluation in of]
-        rows = every[0].rows
-        for evaluation in every[1:]:
-            rows = np.intersect1d(rows, evaluation.rows)
-        if not len(rows):
-            raise UserError("expected test images that all networks have scored, got none: score them again")
+        rows = rows_in_common(evaluation.rows for evaluation in every)
         first = every[0].at(rows)
         return cls(
             findings=first.findings,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
+from cxr.errors import UserError
 from cxr.metrics.bootstrap import ENDS, MeanInterval
 from cxr.reporting.tables import interval
 
@@ -33,6 +35,18 @@ class SeedMean:
     def named(self, name: str) -> dict[str, float]:
         """NAME, NAME_low, NAME_high and NAME_sd."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high, f"{name}_sd": self.sd}
+
+
+def rows_in_common(scored: Iterable[np.ndarray]) -> np.ndarray:
+    """The rows of the test images that all networks have scored, from those that each has scored.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = reduce(np.intersect1d, scored)
+    if not len(rows):
+        raise UserError("expected test images that all networks have scored, got none: score them again")
+    return rows
 
 
 def mean_over_seeds(values_S: np.ndarray, resamples_SR: np.ndarray, seed: int = 0) -> SeedMean:

@@ -19,4 +19,4 @@ def main(options: Options) -> dict[str, Any]:
 
     from cxr.cli.training_jobs import train_job  # imports Ray
 
-    return train_job(options.recipe, options.data, options.run, options.out)
+    return train_job(options.recipe, options.data, options.run, options.out, resume=options.resume)

@@ -13,4 +13,4 @@ def main(options: Options) -> dict[str, Any]:
     """Search the settings of the recipe; returns the result.json."""
     from cxr.cli.search_jobs import tune_job  # imports Ray
 
-    return tune_job(options.recipe, options.data, options.search, options.run, options.out)
+    return tune_job(options.recipe, options.data, options.search, options.run, options.out, resume=options.resume)
