@@ -135,7 +135,8 @@ class ShardStream:
             skipped: number of batches to leave out at the beginning. Row groups that only they need are not read.
         """
         rng = np.random.default_rng((self.seed, epoch))
-        shown = self._sample_rows(epoch, rng)[: self.steps * self._step]
+        count = min(self._shown, self.steps * self._step) // self.world * self.world  # equal parts for all workers
+        shown = self._sample_rows(epoch, rng)[:count]
         make = self._permuted(shown, skipped) if self.fits else self._windowed(shown, rng, skipped)
         return prefetched(to_tensors(columns, self.info.pixels) for columns in make)
 

@@ -39,6 +39,7 @@ TtaCrops = Literal["full", "center", "five", "ten"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 FACTORS = {4: 2, 16: 4, 64: 8}  # compression -> downsampling factor of each side
 MIN_FEATURE_SIZE = 8  # pixels that a DenseNet needs after its stem
+SEARCHED_BACKBONES = ("resnet18", "densenet121", "densenet169", "densenet201")
 PICTURED = 6  # images in the picture of a run
 
 
@@ -363,15 +364,24 @@ class AecnnRecipe(ClassifierRecipe):
                 "bce_weight": FloatDistribution(0.1, 1, log=True),
                 "mse_weight": FloatDistribution(0.01, 100, log=True),
             }
+        backbones = [self.backbone]
         if self.classifier_is_trained and not self.start_from and not self.backbone_pretrained:
-            space["backbone"] = CategoricalDistribution(["resnet18", "densenet121", "densenet169", "densenet201"])
+            backbones = [name for name in SEARCHED_BACKBONES if self._allows(backbone=name)]
+            space["backbone"] = CategoricalDistribution(backbones)
         if self.compressor == "residual" and not self.start_from:
-            smallest = MIN_FEATURE_SIZE * (self.stem_stride or 1)  # latents that every backbone accepts
-            fitting = [name for name, factor in FACTORS.items() if self.input_size // factor >= smallest]
+            fitting = [c for c in FACTORS if all(self._allows(compression=c, backbone=name) for name in backbones)]
             space["compression"] = CategoricalDistribution(fitting)
             if self.trained_last != "classifier":  # which sees downsampled images
                 space |= {"depth": IntDistribution(1, 4), "width": CategoricalDistribution([8, 16, 32, 64])}
         return space
+
+    def _allows(self, **changes: object) -> bool:
+        """Whether the recipe is valid with these changes."""
+        try:
+            self.replace(**changes)
+        except UserError:
+            return False
+        return True
 
 
 class AecnnTask(ClassifierTask):

@@ -266,6 +266,9 @@ class Recipe(ABC):
                 raise UserError(
                     f"{name}: expected a number from 0 up to, but not including, 1, got {getattr(self, name)}"
                 )
+        for name in ("weight_decay", "clip", "patience"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 <= self.lung_margin <= 1:
             raise UserError(f"lung_margin: expected a fraction from 0 to 1, got {self.lung_margin}")
         if self.lung_crop and self.crop_setting == "aligner":

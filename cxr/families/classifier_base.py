@@ -185,9 +185,12 @@ class ClassifierTask(Task):
         """Metrics of all workers' `label_rows`. Chooses the thresholds and stores them in the network.
 
         mean_auroc and mean_ap are means over the findings with both classes, of which there are `findings_measured`
-        (NaN if there are none); auroc/FINDING is the AUROC of one finding.
+        (NaN if there are none); auroc/FINDING is the AUROC of one finding. If a network gives probabilities that are
+        not finite, it has no metric but mean_auroc, which is NaN, so that it is not ranked.
         """
         probabilities, labels = (half.cpu().numpy() for half in rows_N2F.chunk(2, 1))
+        if not np.isfinite(probabilities).all():
+            return {"mean_auroc": math.nan}
         chosen = classification.choose_thresholds(probabilities, labels)
         self.network.get_buffer("thresholds").copy_(torch.from_numpy(chosen.values))
         self.chosen_thresholds = {"findings": list(self.findings), **chosen.describe()}

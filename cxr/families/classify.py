@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self, get_args
@@ -28,6 +28,7 @@ from cxr.families.classifier_base import (
     positive_class_weights,
 )
 from cxr.families.image_augmentation import ImageAugmentationRecipe
+from cxr.families.partner_window import PARTNERS, USABLE, PartnerWindow
 from cxr.models import pretrained
 from cxr.models.classification_loss import asymmetric_loss
 from cxr.models.image_backbone import SMALL, TIMM, check_backbone_name, image_backbone
@@ -101,8 +102,8 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     have the same learning rate; that of the head is always --lr."""
 
     mixup: float = 0.0
-    """Augmentation: parameter alpha of mixup (Zhang et al. 2018), which averages pairs of images and their labels. A
-    label that is unknown in either image is unknown in their average. 0: no mixup."""
+    """Augmentation: parameter alpha of mixup (Zhang et al. 2018), which averages each image with another one, and
+    their labels. A label that is unknown in either image is unknown in their average. 0: no mixup."""
     tta_flip: bool = False
     """Average the probabilities over the image and its mirror image in validation and scoring."""
 
@@ -286,6 +287,10 @@ class ClassifyTask(ClassifierTask):
 
     recipe: ClassifyRecipe
 
+    def __init__(self, recipe: ClassifyRecipe, network: nn.Module) -> None:
+        super().__init__(recipe, network)
+        self.window = PartnerWindow(max(PARTNERS, recipe.batch_size), _partner_columns)
+
     def begin(self, batches: Batches, workers: Communicator) -> None:
         super().begin(batches, workers)
         if self.recipe.pos_weight_power:
@@ -310,12 +315,22 @@ class ClassifyTask(ClassifierTask):
         return self
 
     def augmented(self, batch: Batch) -> Batch:
-        x_B1HW = self.recipe.augment_images(unit_pixels(batch, self.recipe.size))
-        batch = batch | {schema.PIXELS: x_B1HW[:, 0]}
+        x_B1HW, labels_BF = self._augmented_images(batch), batch[schema.LABELS]
         if self.recipe.mixup:
-            x_B1HW, labels_BF = mixup(x_B1HW, batch[schema.LABELS], self.recipe.mixup)
-            batch |= {schema.PIXELS: x_B1HW[:, 0], schema.LABELS: labels_BF}
-        return batch
+            self.window.show(batch)
+            others = self.window.draw(len(x_B1HW))
+            others_B1HW = self._augmented_images(others)
+            x_B1HW, labels_BF = mixup(x_B1HW, labels_BF, others_B1HW, others[schema.LABELS], self.recipe.mixup)
+        return batch | {schema.PIXELS: x_B1HW[:, 0], schema.LABELS: labels_BF}
+
+    def _augmented_images(self, batch: Batch) -> Tensor:
+        return self.recipe.augment_images(unit_pixels(batch, self.recipe.size))
+
+    def look_ahead(self, batches: Iterator[Batch], skipped: int = 0) -> Iterator[Batch]:
+        return self.window.look_ahead(batches, skipped) if self.recipe.mixup else batches
+
+    def batches_before(self, rows: int) -> int:
+        return self.window.batches_before(rows)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         logits_BF = self.network(unit_pixels(batch, self.recipe.size))
@@ -379,3 +394,10 @@ def layer_decay_groups(
 def _classifier(network: nn.Module) -> ImageClassifier:
     assert isinstance(network, ImageClassifier)
     return network
+
+
+def _partner_columns(batch: Batch) -> dict[str, Tensor]:
+    """What an image contributes to mixup: stored pixels and labels. It may be a partner if some label is known."""
+    labels_BF = batch[schema.LABELS]
+    known_B = (labels_BF != schema.UNKNOWN).any(1)
+    return {schema.PIXELS: batch[schema.PIXELS], schema.LABELS: labels_BF, USABLE: known_B}

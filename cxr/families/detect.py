@@ -43,7 +43,7 @@ from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Sta
 from cxr.families.box_scores import to_box_column
 from cxr.families.optimizers import LinearDecay, grouped_adamw, grouped_sgd
 from cxr.families.outlines import TRUTH_COLOR, outlined_boxes
-from cxr.families.partner_window import USABLE, PartnerWindow
+from cxr.families.partner_window import PARTNERS, USABLE, PartnerWindow
 from cxr.metrics.detection import BoxMeter
 from cxr.models import pretrained
 from cxr.models.detection_loss import DetectionLoss
@@ -55,7 +55,6 @@ from cxr.reporting import figures
 PREDICTIONS = "predictions"  # from `predict`: (B, MAX_BOXES, 6)
 MIN_SCORE = 0.001  # boxes with lower scores are dropped
 MAX_BOXES = 100  # boxes per image, in validation as in scoring
-PARTNERS = 64  # images, at least a step's, from which mosaic and mixup draw the ones they add
 NOMINAL_BATCH_SIZE = 64  # images per update for which `weight_decay` is given
 UNKNOWN = "unknown"  # of an augmented batch: (B, K, 5) regions in which a finding is unknown, in the form of boxes
 SHOWN_IMAGES, SHOWN_SCORE = 6, 0.1

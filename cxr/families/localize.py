@@ -275,7 +275,7 @@ class LocalizeTask(ClassifierTask):
         return {"bce": self.bce(logits_BF, batch[schema.LABELS])}
 
     def end_epoch(self, workers: Communicator) -> None:
-        """Sharpen log-sum-exp pooling for the next epoch. Validation already uses it."""
+        """Sharpen log-sum-exp pooling for the next epoch. Validation already uses it, unless weights are averaged."""
         recipe = self.recipe
         if recipe.sharpening_epochs:
             factor = (recipe.lse_r / recipe.first_lse_r) ** (1 / recipe.sharpening_epochs)

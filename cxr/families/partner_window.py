@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cxr.data.batch import Batch
 
+PARTNERS = 64  # images, at least those of a step, from which a task draws partners
 USABLE = "usable"  # column: whether a row may be a partner
 
 

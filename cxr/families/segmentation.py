@@ -8,7 +8,7 @@ are not trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -128,8 +128,8 @@ class SegmentationRecipe(Recipe):
         for name in ("warmup_size", "warmup_epochs", "image_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.warmup_size > self.size:
-            raise UserError(f"warmup_size: expected at most size={self.size}, got {self.warmup_size}")
+        if self.warmup_size >= self.size:
+            raise UserError(f"warmup_size: expected less than size={self.size}, got {self.warmup_size}")
         if bool(self.warmup_size) != bool(self.warmup_epochs):
             raise UserError(
                 f"expected both or neither of warmup_size and warmup_epochs, got {self.warmup_size} and "
@@ -354,12 +354,10 @@ class SegmentationTask(Task):
         image_auroc, image_sensitivity and image_specificity are about images with and without a mask. hd95_px, the
         mean over images for which it is defined, is in pixels of the network's input.
         """
-        return self.evaluate_raw(map(self._evaluated, batches()), workers)
+        return self.evaluate_raw(map(self._evaluated, _with_masks(batches())), workers)
 
     def _evaluated(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
-        """The images of a batch whose mask is known, and their raw predictions, at the size of the stage."""
-        known = batch[schema.MASKS][:, 0, 0] != NO_MASK
-        batch = {name: batch[name][known] for name in (schema.PIXELS, schema.MASKS)}
+        """A batch and its raw predictions, at the size of the stage."""
         return batch, self.recipe.raw_from(self.network, unit_pixels(batch, self.size))
 
     def evaluate_raw(
@@ -413,6 +411,14 @@ def predicted_masks(network: nn.Module, probabilities_BHW: Tensor) -> Tensor:
     """Bool masks (B, H, W), by the network's own rule."""
     top, min_area, bottom = network.get_buffer("rule").unbind()
     return apply_rule(probabilities_BHW, top, min_area, bottom)
+
+
+def _with_masks(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The images whose mask is known, without batches in which none is."""
+    for batch in batches:
+        known = batch[schema.MASKS][:, 0, 0] != NO_MASK
+        if known.any():
+            yield {name: batch[name][known] for name in (schema.PIXELS, schema.MASKS)}
 
 
 def images_and_masks(batch: Batch, size: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,9 @@ from cxr.runtime.socket_paths import shorten_temporary_folders
 from cxr.storage import ANONYMOUS, REQUESTER_PAYS, is_local
 
 LOOPBACK = "127.0.0.1"
+HIDES_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"  # else work that reserves no GPU sees all GPUs of its machine
 PASSED_ON = (  # variables for workers, whose environment is that of their machines
+    HIDES_GPUS,
     ANONYMOUS,
     REQUESTER_PAYS,
     "CXR_STORAGE_PATIENCE_S",
@@ -49,6 +51,7 @@ def connect(cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ[HIDES_GPUS] = "1"
     ray_private.keep_signal_handlers()
     ray_private.show_worker_lines_with(_show_worker_lines)
     console.current().divert_ray()
@@ -156,10 +159,8 @@ def _report_node_types() -> None:
 
 def _runtime_environment() -> dict[str, Any]:
     """The runtime environment that passes this job's variables to workers on other machines."""
-    carried = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    if carried:  # the job may have been submitted with a runtime environment that holds them too
-        ray_private.allow_another_runtime_environment()
-    return {"env_vars": carried} if carried else {}
+    ray_private.allow_another_runtime_environment()  # the job may have been submitted with one that holds them too
+    return {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
 
 
 def free_port() -> int:

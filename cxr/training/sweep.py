@@ -12,12 +12,12 @@ from ray.exceptions import RayTaskError
 
 from cxr import storage
 from cxr.data import shards
-from cxr.errors import UserError
+from cxr.errors import ClusterError, UserError
 from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.runtime import console
 from cxr.runtime.progress import duration
-from cxr.runtime.user_errors import user_error_in
+from cxr.runtime.user_errors import PROCESS_DEATHS, user_error_in
 from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training import mlflow_log
 from cxr.training.fit import fit, room, uses_gpu
@@ -170,13 +170,19 @@ def _wait(running: dict[Any, str], continue_on_failure: bool) -> str:
     folder = running.pop(done)
     try:
         ray.get(done)
-    except RayTaskError as error:
-        mistake = user_error_in(error)
+    except (RayTaskError, *PROCESS_DEATHS) as error:
+        mistake, died = user_error_in(error), isinstance(error, PROCESS_DEATHS)
         if continue_on_failure:
-            console.note(f"{folder} failed; continuing without it: {mistake or error.cause}")
+            reason = f"its process died ({type(error).__name__})" if died else getattr(error, "cause", error)
+            console.note(f"{folder} failed; continuing without it: {mistake or reason}")
             return folder
         if mistake:
             raise UserError(f"{folder}: {mistake}") from error
+        if died:
+            raise ClusterError(
+                f"{folder}: its process died more often than --max-failures allows ({type(error).__name__}). Most "
+                f"likely a machine was lost, or is short of memory: check it, and run the same command again"
+            ) from error
         raise
     return folder
 

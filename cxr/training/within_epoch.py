@@ -52,8 +52,8 @@ def state_within(engine: Engine, so_far: EpochSoFar, workers: Communicator) -> d
         RNG: torch.get_rng_state().to(engine.device),
         "sums": torch.stack([*so_far.sums.values()]),
         "counts": torch.tensor([so_far.images], device=engine.device, dtype=torch.float64),
-        "statistics": _joined(engine.statistics()),
-        "epoch_sums": _joined(engine.task.epoch_sums()),
+        "statistics": _joined(engine.statistics(), engine.device),
+        "epoch_sums": _joined(engine.task.epoch_sums(), engine.device),
     }
     if engine.device.type == "cuda":
         own[CUDA_RNG] = torch.cuda.get_rng_state(engine.device).to(engine.device)
@@ -93,8 +93,10 @@ def continue_within(engine: Engine, state: dict[str, Any], workers: Communicator
     )
 
 
-def _joined(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.detach().double().flatten() for t in tensors]) if tensors else torch.zeros(0)
+def _joined(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """All values, on `device` even if there are none, since GPUs exchange only what is on them."""
+    none = torch.zeros(0, dtype=torch.float64, device=device)
+    return torch.cat([none, *(t.detach().double().flatten() for t in tensors)])
 
 
 def _copy(joined: Tensor, tensors: list[Tensor]) -> None:

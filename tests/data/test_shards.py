@@ -74,6 +74,13 @@ def test_windows_give_every_worker_the_same_number_of_full_batches(made: shards.
         assert len(seen) == len(set(seen))
 
 
+@pytest.mark.parametrize("cache_bytes", [1 << 28, 0])
+def test_a_split_smaller_than_a_step_has_equal_parts(tmp_path: Path, cache_bytes: int) -> None:
+    info = shards.read_info(write_shards(tmp_path / "shards", {"train": 5}))
+    loaders = [stream(info, "train", rank=rank, world=2, cache_bytes=cache_bytes) for rank in range(2)]
+    assert [[len(batch[schema.PIXELS]) for batch in each.train(0)] for each in loaders] == [[2], [2]]
+
+
 def test_a_window_shuffles_within_its_capacity(made: shards.ShardInfo) -> None:
     """Two row groups of 8 rows: each batch of 16 comes from two groups, and no row repeats."""
     held = 2 * 8 * made.pixels.row_bytes

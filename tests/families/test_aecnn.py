@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from optuna.distributions import CategoricalDistribution
 from torch import Tensor, nn
 
 from cxr import schema
@@ -266,6 +268,27 @@ def test_a_search_does_not_sample_settings_that_initial_weights_determine() -> N
     assert "backbone" not in SMALL.replace(backbone_pretrained="/a/b").search_space()
     assert set(SMALL.objectives) == {"mean_auroc", "mean_ap", "psnr_pooled"}
     assert set(SMALL.replace(compressor="none").objectives) == {"mean_auroc", "mean_ap"}
+
+
+TIGHT = {"compressor": "published", "backbone": "resnet18", "stem_stride": 4}  # too small a latent for a DenseNet
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampled"),
+    [
+        ({"size": 300, "patch": 60}, {"compression": (4, 16)}),
+        ({"size": 64, **TIGHT}, {"backbone": ("resnet18",)}),
+    ],
+)
+def test_a_search_does_not_sample_settings_that_exclude_each_other(
+    settings: dict[str, object], sampled: dict[str, tuple[object, ...]]
+) -> None:
+    recipe = AecnnRecipe(**settings)  # pyright: ignore[reportArgumentType]
+    drawn = recipe.search_space().items()
+    choices = {name: each.choices for name, each in drawn if isinstance(each, CategoricalDistribution)}
+    assert {name: choices[name] for name in sampled} == sampled
+    for values in itertools.product(*choices.values()):
+        recipe.replace(**dict(zip(choices, values, strict=True)))  # raises unless it is valid
 
 
 def test_every_sampled_network_fits_its_latents() -> None:

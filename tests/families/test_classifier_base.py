@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def test_class_weights_have_the_documented_formulas() -> None:
 def test_unknown_labels_are_counted_as_neither_class() -> None:
     counts_2F = count_labels(some_batches, SingleProcess(), 2, torch.device("cpu"))
     assert counts_2F.tolist() == [[8, 8], [8, 6]]
+
+
+def test_a_network_whose_probabilities_are_not_finite_is_not_ranked() -> None:
+    task = RECIPE.task(RECIPE.network(FINDINGS))
+    rows = torch.tensor([[0.2, math.nan, 1.0, 0.0], [0.4, 0.3, 0.0, 1.0]])
+    ((name, value),) = task.evaluate_labels(rows).items()
+    assert name == RECIPE.monitor
+    assert math.isnan(value)
 
 
 def test_a_plain_classifier_is_a_family_in_sixty_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

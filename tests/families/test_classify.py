@@ -198,6 +198,14 @@ def test_mixup_changes_labels_only_in_training() -> None:
     assert RECIPE.task(task.network).augment(given)[schema.LABELS] is given[schema.LABELS]
 
 
+def test_mixup_on_one_image_per_worker_has_partners() -> None:
+    task = task_of(RECIPE.replace(mixup=1.0))
+    alone = [{name: values[i : i + 1] for name, values in batch().items()} for i in range(4)]
+    mixed = [task.augment(one)[schema.PIXELS] for one in task.look_ahead(iter(alone))]
+    changed = [(one - given[schema.PIXELS] / 255).abs().max() for one, given in zip(mixed, alone, strict=True)]
+    assert max(changed) > 0.1
+
+
 @torch.inference_mode()
 def test_probabilities_are_averaged_over_the_mirror_image() -> None:
     task = task_of()

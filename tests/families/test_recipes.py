@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,7 +162,18 @@ def test_an_unknown_family_is_named() -> None:
         recipe_from_dict({"family": "cat"})
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"ema": 1.0}, {"size": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"lr": -1.0},
+        {"lr": math.nan},
+        {"ema": 1.0},
+        {"size": 0},
+        {"clip": -1.0},
+        {"weight_decay": -0.1},
+    ],
+)
 def test_settings_out_of_range_are_rejected(recipe: Recipe, wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong))}: expected"):
         recipe.replace(**wrong)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from torch import Tensor
 
 from cxr import storage
@@ -110,6 +112,14 @@ def test_requests_beyond_the_cluster_are_rejected(made: str, tmp_path: Path) -> 
         fit(RECIPE, made, str(tmp_path / "many"), RunOptions(workers=4))
     with pytest.raises(UserError, match="cannot be shared equally by 3 workers"):
         fit(RECIPE, made, str(tmp_path / "odd"), RunOptions(workers=3))
+
+
+def test_work_that_reserves_no_gpu_sees_none() -> None:
+    @ray.remote
+    def visible() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    assert ray.get(visible.remote()) == ""
 
 
 def test_resuming_without_a_run_is_rejected(made: str, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setenv(cluster.HIDES_GPUS, "")
     return planned
 
 
@@ -46,11 +47,12 @@ def test_access_to_buckets_reaches_the_workers_of_a_joined_cluster(
     monkeypatch.setenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", "0")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     cluster.connect()
-    assert settings == {"address": "auto", "runtime_env": {}}
+    assert settings == {"address": "auto", "runtime_env": {"env_vars": {cluster.HIDES_GPUS: "1"}}}
     monkeypatch.setenv("CXR_ANONYMOUS_BUCKETS", "*")
     monkeypatch.setenv("CXR_REQUESTER_PAYS", "1")
     cluster.connect()
-    assert settings["runtime_env"] == {"env_vars": {"CXR_ANONYMOUS_BUCKETS": "*", "CXR_REQUESTER_PAYS": "1"}}
+    passed_on = {cluster.HIDES_GPUS: "1", "CXR_ANONYMOUS_BUCKETS": "*", "CXR_REQUESTER_PAYS": "1"}
+    assert settings["runtime_env"] == {"env_vars": passed_on}
 
 
 BUSY = [

@@ -6,13 +6,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cxr.training.run_log import RunLog
 from cxr.training.session import InProcessSession
 
 
-def session(out: Path, reports: list[str] | None = None, mode: str = "max") -> InProcessSession:
+class KilledError(Exception):
+    pass
+
+
+def session(
+    out: Path, reports: list[str] | None = None, mode: str = "max", killed_in: int | None = None
+) -> InProcessSession:
     class Seen(RunLog):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            if metrics[0]["epoch"] == killed_in:
+                raise KilledError
             super().after_report(run_context, metrics, checkpoint)
             if reports is not None:
                 reports.append(checkpoint.path)
@@ -65,3 +75,15 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     report(again, tmp_path / "made", 3, 0.6)
     assert (torn / "weights").read_text() == "3"
     assert [one.metrics["epoch"] for one in again.reported()] == [1, 3]
+
+
+def test_a_run_that_is_killed_before_a_checkpoint_is_logged_loses_only_that_epoch(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = session(out, killed_in=5)
+    for epoch, value in enumerate([0.9, 0.8, 0.7, 0.6], 1):
+        report(run, tmp_path / "made", epoch, value)
+    with pytest.raises(KilledError):
+        report(run, tmp_path / "made", 5, 0.5)
+    latest = session(out).latest()
+    assert latest is not None
+    assert Path(latest.path).name == "epoch_0004"

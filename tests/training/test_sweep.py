@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ray.exceptions import WorkerCrashedError
 
-from cxr.errors import UserError
+from cxr.errors import ClusterError, UserError
 from cxr.families.align import AlignRecipe
 from cxr.training import sweep
 from cxr.training.options import RunOptions
@@ -28,6 +29,24 @@ def test_one_worker_trains_in_the_process_of_its_run() -> None:
     one, two = (_resources(RunOptions(device="cpu", workers=workers)) for workers in ("1", "2"))
     assert one == {"num_cpus": RunOptions().resources_per_worker["CPU"], "num_gpus": 0}
     assert two == {"num_cpus": RUN_CPU}
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_the_death_of_a_process_ends_one_run_or_the_study(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], goes_on: bool
+) -> None:
+    def get(_: object) -> None:
+        raise WorkerCrashedError
+
+    monkeypatch.setattr(sweep.ray, "wait", lambda runs, **_: (runs[:1], runs[1:]))
+    monkeypatch.setattr(sweep.ray, "get", get)
+    running = {"run": "a/seed-0", "other": "a/seed-1"}
+    if goes_on:
+        assert sweep._wait(running, continue_on_failure=True) == "a/seed-0"
+        assert "continuing without it: its process died (WorkerCrashedError)" in capsys.readouterr().out
+    else:
+        with pytest.raises(ClusterError, match="a/seed-0: its process died more often"):
+            sweep._wait(running, continue_on_failure=False)
 
 
 def test_after_each_run_the_time_of_the_others_is_estimated(

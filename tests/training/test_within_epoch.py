@@ -156,6 +156,11 @@ def test_another_number_of_workers_shares_what_was_summed() -> None:
     assert count.item() == 2 * 2 * INTERRUPTED * 4, "two warps of each image"
 
 
+def test_values_are_joined_on_the_device_of_training_even_if_there_are_none() -> None:
+    """GPUs exchange only what is on them."""
+    assert within_epoch._joined([], torch.device("meta")).is_meta
+
+
 class EndsWithinEpoch(InProcessSession):
     """Ends the process, so to speak, after the third checkpoint within an epoch."""
 
