@@ -18,14 +18,14 @@ from cxr.errors import UserError
 from cxr.evaluation import reports
 from cxr.evaluation.run import ReportOptions
 from cxr.sources import open_manifest, rle
+from tests.by_family import by_family
 from tests.made_shards import chest_like, write_shards
 from tests.written_runs import set_settings, settings_of, write_scored
 
 IMAGES, SIDE = 12, 64
 FINDINGS = ("Mass", "Nodule", "Hernia")
 BOX = {"label": "Mass", "x_min": 10.0, "y_min": 12.0, "x_max": 30.0, "y_max": 40.0}
-SLOW = {"aecnn", "localize", "pneumothorax"}  # described like classify, attend and lungs
-FAMILIES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in sorted(reports.REPORTS)]
+FAMILIES = by_family(reports.REPORTS, quick={"align", "attend", "lungs"})
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ RECIPES = SMALL | {
         aligner="/aligner", aligner_recipe=SMALL["align"].replace(size=24).to_dict()
     ),
 }
-QUICK = {("classify", LARGER), ("localize", None)}
+QUICK = {("classify", LARGER)}
 CASES = [
     pytest.param(name, stored, marks=[] if (name, stored) in QUICK else [pytest.mark.slow])
     for name in RECIPES

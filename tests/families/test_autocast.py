@@ -20,6 +20,7 @@ from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe, SingleProcess, Stage
 from cxr.families.lungs import LungsRecipe
 from cxr.training.engine import Engine
+from tests.by_family import QUICK, by_family
 from tests.families.test_recipes import SMALL, engine_of, some_batches
 
 EVERY = SMALL | {
@@ -39,7 +40,7 @@ EVERY = SMALL | {
 BFLOAT16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 
 
-@pytest.fixture(params=sorted(EVERY))
+@pytest.fixture(params=by_family(EVERY, quick=QUICK | {"align with lungs", "classify with a transformer"}))
 def engine(request: pytest.FixtureRequest) -> Engine:
     """An engine that trains in bfloat16, also on CPUs without bfloat16 arithmetic."""
     recipe = EVERY[request.param]
@@ -201,7 +202,7 @@ class Constant(nn.Module):
         return (torch.arange(128) / 64 - 1).expand(len(x_BCHW), -1)
 
 
-@pytest.mark.parametrize("family", sorted(SMALL))
+@pytest.mark.parametrize("family", by_family(SMALL))
 def test_a_step_in_bfloat16_is_nearly_that_in_float32(family: str) -> None:
     """Not a claim about geometry, which the tests above make: the losses are of the same images."""
 

@@ -21,12 +21,13 @@ from cxr.families import RECIPES as FAMILIES
 from cxr.families import lung_pretraining
 from cxr.families.lung_pretraining import LungTraining
 from cxr.training.engine import Engine
+from tests.by_family import by_family
 from tests.device_run import RECIPES, WAITS, augmented, engine_on, losses, not_channels_last, resumed, train, use
 from tests.fake_cuda import DEVICE, FakeCuda, FakeNccl, Sync
-from tests.families.test_recipes import SMALL, some_batches
+from tests.families.test_recipes import some_batches
 
 REPOSITORY = Path(__file__).parents[2]
-CASES = [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in sorted(RECIPES)]
+CASES = by_family(RECIPES)
 
 
 @dataclass
@@ -141,6 +142,7 @@ import pytest
 sys.exit(pytest.main(["-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider", "-rs"]))
 """
 RUN = """
+from tests.by_family import by_family
 from tests.device_run import RECIPES, engine_on, resumed, train, use
 from tests.fake_cuda import DEVICE, FakeCuda
 with FakeCuda():

@@ -28,17 +28,13 @@ from cxr.families.segmentation import MASK_VALUES, PIXEL_PROBABILITIES
 from cxr.metrics.classification import auroc, choose_thresholds
 from cxr.metrics.segmentation.mask_thresholds import choose_rule, rule_rows
 from cxr.models.ensemble import Ensemble
+from tests.by_family import by_family
 from tests.families.test_recipes import SMALL, some_batches
 from tests.made_shards import write_shards
 
 CPU = torch.device("cpu")
 FINDINGS = ("Mass", "Nodule")
-LARGE = {"aecnn", "pneumothorax"}  # networks whose ensembles take seconds
-COMBINABLE = [
-    pytest.param(family, marks=[pytest.mark.slow] if family in LARGE else [])
-    for family in sorted(SMALL)
-    if isinstance(SMALL[family], Combinable)
-]
+COMBINABLE = by_family(family for family, recipe in SMALL.items() if isinstance(recipe, Combinable))
 
 
 def known(split: str, number: int) -> Mapping[str, object]:

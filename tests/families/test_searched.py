@@ -35,7 +35,7 @@ VARIANTS: dict[str, Recipe] = {name: recipe for name, recipe in SMALL.items() if
 VARIANTS |= {f"aecnn {start} to {stop}": AECNN.replace(first_stage=start, last_stage=stop) for start, stop in PAIRS}
 CODECS = {f"aecnn {codec}": AECNN.replace(compressor=codec) for codec in ("published", "resize", "none")}
 VARIANTS |= CODECS
-SLOW = CODECS.keys() | {f"aecnn {start} to {stop}" for start, stop in PAIRS if start != stop}
+QUICK = {"align", "classify", "localize", "lungs", "aecnn joint to joint"}
 
 
 def batches() -> Iterator[Batch]:
@@ -82,7 +82,7 @@ def two_of(drawn: BaseDistribution) -> tuple[Any, Any]:
 
 
 def variant(name: str, *setting: str) -> Any:
-    return pytest.param(name, *setting, marks=[pytest.mark.slow] if name in SLOW else [])
+    return pytest.param(name, *setting, marks=[] if name in QUICK else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,9 @@ def test_a_run_keeps_its_precision_on_other_machines(
     assert generation.settings["precision"] == "float32"
 
 
-@pytest.mark.parametrize("options", [[], ["--new-only"]], ids=["whole", "new only"])
+@pytest.mark.parametrize(
+    "options", [pytest.param([], id="whole"), pytest.param(["--new-only"], id="new only", marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_finished_says_so_without_importing_ray(
     network: str, pictures: list[Path], tmp_path: Path, options: list[str]
 ) -> None:

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from cxr.families import RECIPES
+from tests.by_family import by_family
 from tests.families.test_recipes import SMALL
 from tests.precision_parity import check_boxes, check_trained, check_untrained
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("family", sorted(RECIPES))
+@pytest.mark.parametrize("family", by_family(RECIPES))
 def test_predictions_in_bfloat16_are_close(family: str) -> None:
     check_untrained(family, CPU)
 

@@ -29,6 +29,7 @@ from cxr.families.ensemble import EnsembleRecipe
 from cxr.families.localize import LocalizeRecipe
 from cxr.sources import rle
 from cxr.sources.options import ReadOptions
+from tests.by_family import by_family
 from tests.fake_cuda import DEVICE, FakeCuda
 from tests.families.test_recipes import SMALL
 from tests.odd_files import dataset, dicom, encoded, radiograph
@@ -119,7 +120,7 @@ def test_an_iterator_is_read_only_as_far_as_needed(model: cxr.Predictor) -> None
     assert taken == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("family", sorted(RECIPES))
+@pytest.mark.parametrize("family", by_family(RECIPES))
 def test_every_family_computes_in_bfloat16(
     family: str, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +136,7 @@ def test_every_family_computes_in_bfloat16(
         assert 0 < np.abs(first - second).max() < 0.05
 
 
-@pytest.mark.parametrize("family", sorted(RECIPES))
+@pytest.mark.parametrize("family", by_family(RECIPES))
 def test_every_method_works_on_a_device(family: str, checkpoints: dict[str, Path]) -> None:
     images = [radiograph(), BROKEN, radiograph(seed=1)]
     expected = cxr.load(checkpoints[family], device="cpu").predict(images)
@@ -344,7 +345,7 @@ ROWS = {"align": ["image", "aligned"], "aecnn": ["prediction", "decoded"], "atte
 ROWS |= {family: ["prediction", "heat map"] for family in ("classify", "localize")}
 
 
-@pytest.mark.parametrize("family", sorted(RECIPES))
+@pytest.mark.parametrize("family", by_family(RECIPES))
 def test_a_figure_shows_the_predictions_of_every_family(family: str, checkpoints: dict[str, Path]) -> None:
     figure = cxr.load(checkpoints[family]).show([radiograph(), BROKEN, radiograph(seed=1)], min_score=0)
     titles = [axes.get_title(loc="left") for axes in figure.axes]

@@ -12,6 +12,7 @@ from cxr.models.backbones import make_backbone
 from cxr.models.perceptual import FeatureKind, FrozenLayers
 from cxr.models.small_unet import LungField
 from cxr.models.spatial_transformer import SpatialTransformer
+from tests.by_family import by_family
 
 SIZES: dict[FeatureKind, list[tuple[int, int]]] = {  # channels, height at an input of 64
     "vgg16": [(64, 64), (128, 32), (256, 16), (512, 8), (512, 4)],
@@ -21,7 +22,7 @@ SIZES: dict[FeatureKind, list[tuple[int, int]]] = {  # channels, height at an in
 }
 
 
-@pytest.mark.parametrize("kind", perceptual.KINDS)
+@pytest.mark.parametrize("kind", by_family(perceptual.KINDS, quick={"local", "lungs"}))
 def test_layers_run_from_shallow_to_deep(kind: FeatureKind) -> None:
     x = torch.randn(1, 1, 64, 64)
     for layers in (1, len(SIZES[kind])):

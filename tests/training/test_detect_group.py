@@ -19,6 +19,8 @@ from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
 from tests.two_workers import TwoWorkers
 
+pytestmark = pytest.mark.slow
+
 STEPS, EPOCHS, IMAGES, SIZE = 3, 3, 8, 64
 RECIPE = DetectRecipe(
     size=SIZE, batch_size=IMAGES, epochs=EPOCHS, warmup=0.2, mosaic=0, translate=0, scale_jitter=0, flip=0, hsv_v=0

@@ -22,6 +22,7 @@ from cxr.families.base import Communicator, Recipe, SingleProcess
 from cxr.schema import MOST_BOXES
 from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
+from tests.by_family import by_family
 from tests.families.test_recipes import SMALL
 from tests.training.test_detect_group import fix_norms
 from tests.two_workers import TwoWorkers
@@ -117,10 +118,7 @@ def train(_: int, family: str) -> list[tuple[list[float], Tensor, Tensor]]:
         return [trained(family, ProcessGroup(), fixed=fixed) for fixed in FIXED[family]]
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(name, marks=pytest.mark.slow) if name == "pneumothorax" else name for name in sorted(RECIPES)],
-)
+@pytest.mark.parametrize("family", by_family(RECIPES))
 def test_two_workers_learn_the_same_as_one(
     family: str, two_workers: TwoWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
