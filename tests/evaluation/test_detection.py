@@ -123,7 +123,7 @@ def test_boxes_that_the_readers_agreed_on_are_perfect_predictions(
     assert all(finding in page for finding in ("No finding", "background", *(set(FINDINGS) - named)))
 
 
-@pytest.mark.parametrize(("how", "least"), [("union", 1.5), ("majority", 0.0)])
+@pytest.mark.parametrize(("how", "least"), [pytest.param("union", 1.5, marks=pytest.mark.slow), ("majority", 0.0)])
 def test_ground_truth_may_be_the_union_or_the_majority_of_readers(
     how: Literal["union", "majority"], least: float, run: str, truth: dict[str, Boxes], archive: str, tmp_path: Path
 ) -> None:

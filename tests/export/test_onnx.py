@@ -178,6 +178,7 @@ def test_an_ensemble_is_one_graph_and_names_no_locations_of_its_members(tmp_path
     assert "someone" not in str(facts)
 
 
+@pytest.mark.slow
 def test_differences_from_pytorch_are_measured(exported: tuple[checkpoint.Checkpoint, bytes]) -> None:
     model, data = exported
     measured = export_onnx.differences(data, model.recipe, model.network)

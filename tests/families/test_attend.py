@@ -240,6 +240,7 @@ def test_images_and_boxes_are_aligned_in_float32_under_autocast(aligner: tuple[A
         torch.testing.assert_close(cast[name], values, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_training_learns_to_locate_and_inference_needs_no_labels() -> None:
     recipe, task = SMALL, task_of()
     engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=4, device=torch.device("cpu"))

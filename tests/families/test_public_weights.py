@@ -159,6 +159,7 @@ def yolo_file(folder: Path, names: tuple[str, ...]) -> Path:
     return folder / "yolov5nu.pt"
 
 
+@pytest.mark.slow
 def test_yolov5u_of_ultralytics_detects_the_same_boxes(tmp_path: Path) -> None:
     pytest.importorskip("ultralytics", reason="ultralytics is not installed")
     file, path = yolo_file(tmp_path, ("Mass",)), xray(tmp_path, 128, 128)

@@ -74,11 +74,11 @@ def xrays(real_data: Path, count: int) -> list[np.ndarray]:
     return images
 
 
-SIZES = [pytest.param(size, number, marks=pytest.mark.slow) for size, number in ((256, 1), (224, 1), (64, 3))]
+SIZES = [pytest.param(size, number, marks=pytest.mark.slow) for size, number in ((256, 1), (224, 1), (128, 2))]
 
 
 @pytest.mark.parametrize("lossy", [False, True], ids=["lossless", "lossy"])  # of JPEG 2000
-@pytest.mark.parametrize(("size", "number"), [(128, 2), *SIZES])
+@pytest.mark.parametrize(("size", "number"), [(64, 3), *SIZES])
 def test_reduced_xrays_differ_by_less_than_methods_of_resizing(
     size: int, number: int, lossy: bool, real_data: Path, halvings: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +107,7 @@ def test_reduced_xrays_differ_by_less_than_methods_of_resizing(
     assert np.mean(not_aligned) > max(np.mean(bilinear), np.mean(lanczos))
 
 
-@pytest.mark.parametrize(("size", "number"), [(128, 2), *SIZES])
+@pytest.mark.parametrize(("size", "number"), [(64, 3), *SIZES])
 def test_reduced_jpegs_differ_by_less_than_methods_of_resizing(size: int, number: int, real_data: Path) -> None:
     """Differences from averaging by area: 0.2 to 0.5 levels, against 0.9 to 1.7 for Pillow's Lanczos."""
     ours, lanczos, reductions = [], [], []

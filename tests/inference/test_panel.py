@@ -96,6 +96,7 @@ def run(archive: str, panel: Panel, out: Path, options: ScoreOptions = OPTIONS) 
     return pa.concat_tables(storage.read_parquet(storage.join(str(out), part.path)) for part in plan.parts)
 
 
+@pytest.mark.slow
 def test_a_panel_of_all_families_equals_separate_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, checkpoints = write_images(tmp_path / "archive"), save_all_families(tmp_path)
     panel = Panel(tuple(Member(name, uri) for name, uri in checkpoints.items()))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.fcn import FcnBackbone, FcnStride, FullyConvolutional, Upsample, Upsampling
+from tests.by_family import by_family
 
 
 @pytest.mark.parametrize("factor", [2, 8, 32])
@@ -54,7 +55,7 @@ def _bends(mask: Tensor) -> Tensor:
     return mask[0, 0].unfold(1, 17, 1)[..., ::8].diff(n=2).abs().mean() / mask.std()
 
 
-@pytest.mark.parametrize("name", ["alexnet", "googlenet", "resnet18"])
+@pytest.mark.parametrize("name", by_family(["alexnet", "googlenet", "resnet18"], quick={"googlenet"}))
 @pytest.mark.parametrize(("stride", "scored"), [(8, "8"), (8, "32"), (32, "32")])
 def test_masks_are_not_shifted(name: FcnBackbone, stride: FcnStride, scored: str) -> None:
     """The center of a disc stays in place in layers that only average."""

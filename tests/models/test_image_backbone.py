@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cxr.errors import UserError
 from cxr.models.image_backbone import ImageBackbone, image_backbone
+from tests.by_family import by_family
 
 SIZE = 64
 TOKENS = "timm:vit_tiny_patch16_224"
@@ -39,7 +40,7 @@ def images(channels: int = 3) -> Tensor:
     return torch.rand(2, channels, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", by_family(NAMES, quick={"small", "resnet18", "timm:convnext_atto", TOKENS}))
 @pytest.mark.parametrize("pools", [True, False])
 @torch.no_grad()
 def test_features_become_a_vector_per_image_or_per_position(name: str, pools: bool) -> None:

@@ -28,6 +28,7 @@ from cxr.families.presets import preset
 from cxr.models import perceptual, pretrained, weight_files
 from cxr.models.classifier import Classifier, load_body
 from cxr.models.small_unet import LungField
+from tests.by_family import by_family
 from tests.families.test_recipes import SMALL, some_batches
 
 NAME = "IMAGENET1K_V1"
@@ -83,7 +84,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     return server
 
 
-@pytest.mark.parametrize("family", sorted(NAMED))
+@pytest.mark.parametrize("family", by_family(NAMED, quick={"align", "localize", "lungs"}))
 def test_workers_start_from_the_weights_in_out_and_never_ask_torchvision(
     family: str, server: Server, tmp_path: Path
 ) -> None:
@@ -116,7 +117,7 @@ def test_a_search_resolves_weights_that_only_some_trials_use(server: Server, tmp
     assert not [name for name in stored if name.startswith("classifier")], "nine tenths of VGG16, which are not used"
 
 
-@pytest.mark.parametrize("family", sorted(NAMED))
+@pytest.mark.parametrize("family", by_family(NAMED, quick={"align", "localize", "lungs"}))
 def test_unavailable_named_weights_raise_an_error_with_instructions(
     family: str, server: Server, tmp_path: Path
 ) -> None:
