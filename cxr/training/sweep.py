@@ -117,7 +117,7 @@ class RunProgress:
     def finish(self, run: str) -> None:
         self._seconds.append(time.monotonic() - self._started.pop(run))
         ended = len(self._seconds)
-        left = f", about {duration(self.seconds_left())} left" if ended < self.runs else ""
+        left = f", {duration(self.seconds_left())} left" if ended < self.runs else ""
         console.say(f"{ended} of {self.runs} runs have ended{left}")
 
     def seconds_left(self) -> float:

@@ -69,9 +69,9 @@ def test_after_each_run_the_time_of_the_others_is_estimated(
     progress.finish("d")  # e has just begun
     progress.finish("e")
     assert capsys.readouterr().out.splitlines() == [
-        "1 of 5 runs have ended, about 2 min 30 s left",
-        "2 of 5 runs have ended, about 2 min 40 s left",
-        "3 of 5 runs have ended, about 1 min 20 s left",
-        "4 of 5 runs have ended, about 1 min 50 s left",
+        "1 of 5 runs have ended, 2 min 30 s left",
+        "2 of 5 runs have ended, 2 min 40 s left",
+        "3 of 5 runs have ended, 1 min 20 s left",
+        "4 of 5 runs have ended, 1 min 50 s left",
         "5 of 5 runs have ended",
     ]
