@@ -32,7 +32,7 @@ from cxr.errors import ImageRejectedError, UserError
 from cxr.sources import coco, rle
 from cxr.sources.annotations import side_px
 from cxr.sources.coco import Coco
-from cxr.sources.image_files import image_key
+from cxr.sources.image_match import image_paths
 from cxr.sources.label_rows import word_key
 from cxr.sources.options import MaskCode
 from cxr.sources.rle import Form
@@ -47,6 +47,9 @@ _LUNG_WORDS = frozenset(
     ("lung", "lungs", "leftlung", "rightlung", "leftmask", "rightmask", "lungmask", "lungmasks", "lungfields")
 )
 PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_KNOWN_LABELS = {word_key(name): name for name in (schema.PNEUMOTHORAX, HEART)} | dict.fromkeys(
+    _LUNG_WORDS, schema.LUNGS
+)
 _ENDINGS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_label")
 _NO_MASK = ("", rle.EMPTY, f"{rle.EMPTY}.0")
 _BLOCK_BYTES = 1 << 24  # of CSV; a row may not be longer
@@ -57,7 +60,7 @@ Mask = dict[str, Any]  # an item of schema.MASK_SOURCE_TYPE
 
 @dataclass(frozen=True)
 class MaskList:
-    """Masks by `image_key`, as far as they are known: an image may lack some of the labels."""
+    """Masks by `image_match.image_paths`, as far as they are known: an image may lack some of the labels."""
 
     labels: tuple[str, ...]
     masks: Mapping[str, Sequence[Mask]]
@@ -70,7 +73,7 @@ def read_masks(
     """List masks in one of the formats above; no picture is opened, and no code decoded.
 
     Args:
-        images: `image_key` of the archive's images.
+        images: `image_key` of the archive's images; other rows of a table are not read.
         label: label of masks whose format does not name it.
         form: of run lengths in a CSV file. auto: absolute along columns if all runs are in order then, else relative.
         quality: least `QUALITY` of CheXmask's masks.
@@ -94,23 +97,23 @@ def read_masks(
 
 
 def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], label: str) -> MaskList:
-    of_folder: dict[str, dict[str, str]] = defaultdict(dict)  # folder -> image -> URI
-    shared = 0
-    for file in sorted(files, key=lambda file: file.path):
-        folder, _, name = file.path.rpartition("/")
-        if name.lower().endswith(PICTURES):
-            key = _without_ending(image_key(name), images)
-            shared += of_folder[folder].setdefault(key, file.uri) != file.uri
-    if not of_folder:
+    pictures = [file for file in sorted(files, key=lambda file: file.path) if file.path.lower().endswith(PICTURES)]
+    if not pictures:
         raise UserError(f"expected masks as PNG or GIF files in {uri}, got none: use the folder that contains them")
-    if "" in of_folder and not label:
+    if not label and (alone := sum("/" not in file.path for file in pictures)):
         raise UserError(
-            f"expected masks in folders named like their labels, got {counted(len(of_folder['']), 'mask')} in {uri} "
-            f"itself: say what they show with --mask-label"
+            f"expected masks in folders named like their labels, got {counted(alone, 'mask')} in {uri} itself: say "
+            f"what they show with --mask-label"
         )
+    places = [_place(file.path, label) for file in pictures]
+    names = image_paths(pa.array([name for _, name in places], pa.string())).to_pylist()
+    of_folder: dict[str, dict[str, str]] = defaultdict(dict)  # name of the folder -> image -> URI
+    shared = 0
+    for file, (folder, _), name in zip(pictures, places, names, strict=True):
+        shared += of_folder[folder].setdefault(_without_ending(name, images), file.uri) != file.uri
     folders: dict[str, list[str]] = defaultdict(list)
     for folder in of_folder:
-        folders[label or mask_label(storage.name(folder))].append(folder)
+        folders[label or mask_label(folder)].append(folder)
     masks: dict[str, list[Mask]] = defaultdict(list)
     incomplete: set[str] = set()
     for each, parts in folders.items():
@@ -122,7 +125,7 @@ def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], 
                 incomplete.add(image)
     notes = []
     if incomplete:
-        parts = " and ".join(storage.name(part) for parts in folders.values() if len(parts) > 1 for part in parts)
+        parts = " and ".join(part for parts in folders.values() if len(parts) > 1 for part in parts)
         notes.append(
             f"masks not used, because an image needs one in each of {parts}: {counted(len(incomplete), 'image')}"
         )
@@ -131,19 +134,30 @@ def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], 
     return MaskList(tuple(folders), masks, notes)
 
 
+def _place(path: str, label: str) -> tuple[str, str]:
+    """The folder that names the label of a mask, and the path without it: "a/lungs/b.png" -> "lungs", "a/b.png".
+
+    The folder is "" for one that only groups masks of the given label, such as that of a patient.
+    """
+    folders, slash, name = path.rpartition("/")
+    outer, outer_slash, folder = folders.rpartition("/")
+    if not slash or (label and word_key(folder) not in _KNOWN_LABELS):
+        return "", path
+    return folder, f"{outer}{outer_slash}{name}"
+
+
 def mask_label(word: str) -> str:
     """The label of masks named so: `schema.LUNGS` for a lung or both, the name of a known label, or the word."""
-    key = word_key(word)
-    known = {word_key(name): name for name in (schema.PNEUMOTHORAX, HEART)} | dict.fromkeys(_LUNG_WORDS, schema.LUNGS)
-    return known.get(key, word.strip())
+    return _KNOWN_LABELS.get(word_key(word), word.strip())
 
 
-def _without_ending(key: str, images: Collection[str]) -> str:
-    """The image's key, where a mask's name has an ending such as "_mask"."""
+def _without_ending(name: str, images: Collection[str]) -> str:
+    """The image's name, where a mask's name has an ending such as "_mask"."""
+    key = name.rpartition("/")[2]
     for ending in _ENDINGS if key not in images else ():
         if key.lower().endswith(ending) and key[: -len(ending)] in images:
-            return key[: -len(ending)]
-    return key
+            return name[: -len(ending)]
+    return name
 
 
 # ---- COCO
@@ -210,7 +224,7 @@ class _CodeTable:
         return next((self.columns[name] for name in names if name in self.columns), None)
 
     def rows(self, images: Collection[str], columns: Sequence[int]) -> Iterator[tuple[int, str, Sequence[str]]]:
-        """Number in the file, `image_key` and values of each row; without the values for images not in `images`."""
+        """Number in the file, name and values of each row; without the values if `images` lack the `image_key`."""
         names = [f"f{number}" for number in dict.fromkeys((self.image, *columns))]
         options = (
             csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, autogenerate_column_names=True),
@@ -220,11 +234,10 @@ class _CodeTable:
         row = 1
         try:
             for batch in csv.open_csv(self._stream(), *options):
-                keys = map(image_key, batch[names[0]].to_pylist())
-                for at, key in enumerate(keys):
+                for at, name in enumerate(image_paths(batch[names[0]]).to_pylist()):
                     if row > 1:
-                        known = key in images
-                        yield row, key, [batch[f"f{n}"][at].as_py().strip() for n in columns] if known else ()
+                        known = name.rpartition("/")[2] in images
+                        yield row, name, [batch[f"f{n}"][at].as_py().strip() for n in columns] if known else ()
                     row += 1
         except pa.ArrowInvalid as error:  # whose message may contain the row
             fields = re.search(r"Expected (\d+) columns, got (\d+)", str(error))

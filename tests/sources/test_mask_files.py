@@ -100,6 +100,33 @@ def test_the_option_names_what_a_flat_folder_shows(archive: str, tmp_path: Path)
         opened(archive, tmp_path / "masks")
 
 
+PATIENTS = ("p1/s1/view1.png", "p2/s1/view1.png")
+
+
+def test_images_with_the_same_name_get_their_own_masks(tmp_path: Path) -> None:
+    for path, mask in zip(PATIENTS, (LEFT, RIGHT), strict=True):
+        save(LEFT, tmp_path / "archive" / path)
+        save(mask, tmp_path / "masks" / path)
+        save(mask, tmp_path / "labels" / path.replace("view1", "Mass/view1_mask"))
+    rows = "".join(f"{path},{rle.encode(mask)}\n" for path, mask in zip(PATIENTS, (LEFT, RIGHT), strict=True))
+    (tmp_path / "codes.csv").write_text(CODES + rows)
+    areas = [{"Mass": int(LEFT.sum())}, {"Mass": int(RIGHT.sum())}]
+    archive = str(tmp_path / "archive")
+    assert stored(opened(archive, tmp_path / "masks", mask_label="Mass")) == areas
+    assert stored(opened(archive, tmp_path / "labels")) == areas
+    assert stored(opened(archive, tmp_path / "codes.csv", mask_label="Mass", mask_code="relative")) == areas
+
+
+def test_folders_of_the_same_name_are_one_label_and_not_two_halves(archive: str, tmp_path: Path) -> None:
+    save(LEFT, tmp_path / "masks/train/lungs/a.png")
+    save(RIGHT, tmp_path / "masks/val/lungs/b.png")
+    assert stored(opened(archive, tmp_path / "masks")) == [
+        {"Lungs": int(LEFT.sum())},
+        {"Lungs": int(RIGHT.sum())},
+        {},
+    ]
+
+
 def test_masks_replace_those_of_the_same_label_only(tmp_path: Path) -> None:
     for name in ("1_0", "2_0"):
         image = f"MCUCXR_000{name}.png"
