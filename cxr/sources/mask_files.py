@@ -5,7 +5,8 @@
                 such as leftMask and rightMask, whose masks are united; an image needs a mask in each of them.
     COCO JSON   see `coco`. Labels are its categories; an image without annotations has empty masks.
     CSV         ImageId, EncodedPixels: a row for each piece of a mask of `--mask-label`, "-1" or blank for none.
-                There may be columns for the label (class_name), and the height and width that the code is for.
+                There may be columns for the label (class_name), and the height and width that the code is for. A
+                row with neither label nor code means that the image shows none of the labels.
     CheXmask    Gaggion et al. 2024 (https://physionet.org/content/chexmask-cxr-segmentation-data): Left Lung, Right
                 Lung, Heart (absolute codes along rows, as its repository CheXmask-Database decodes them), Height,
                 Width, and Dice RCA (Mean), the estimated quality; its data dictionary recommends to use masks with
@@ -247,7 +248,7 @@ class _CodeTable:
 
     def error(self, row: int, expected: str, got: str) -> UserError:
         """The error to raise for an invalid value in a row, numbered from 1, the header."""
-        return UserError(f"{self.location}, row {row}: expected {expected}, got {got[:60]!r}")
+        return UserError(f"{self.location}, row {row}: expected {expected}, got {got[:60]!r}: correct the row")
 
     def _stream(self) -> pa.NativeFile:
         stream = pa.BufferReader(self._data)
@@ -263,6 +264,7 @@ def _from_codes(table: _CodeTable, images: Collection[str], label: str, form: Ma
     sized = len(sides) == 2
     columns = [code, *([] if word is None else [word]), *(sides if sized else [])]
     masks: dict[str, dict[str, list[Mask]]] = {}
+    without_any: list[str] = []  # images
     in_order: Counter[bool | None] = Counter()
     for row, image, values in table.rows(images, columns):
         of_image = masks.setdefault(image, {})
@@ -270,6 +272,11 @@ def _from_codes(table: _CodeTable, images: Collection[str], label: str, form: Ma
             continue
         text, *rest = values
         name = mask_label(rest.pop(0)) if word is not None else ""
+        if not (label or name):
+            if text not in _NO_MASK:
+                raise table.error(row, "a label for this mask", "")
+            without_any.append(image)
+            continue
         of_label = of_image.setdefault(label or name, [])
         if text in _NO_MASK:
             continue
@@ -278,13 +285,15 @@ def _from_codes(table: _CodeTable, images: Collection[str], label: str, form: Ma
         except ImageRejectedError:
             raise table.error(row, "pairs of a position and a length, or -1 for an empty mask", text) from None
         of_label.append(_coded(label or name, text, size=_size(table, row, rest) if sized else None))
+    labels = dict.fromkeys(name for of_image in masks.values() for name in of_image)
+    for image in without_any:
+        masks[image] |= {name: masks[image].get(name, []) for name in labels}
     chosen = _chosen_form(table.location, in_order) if form == "auto" else form
     for of_image in masks.values():
         for name, pieces in of_image.items():
             for piece in pieces:
                 piece[schema.MASK_FORM] = chosen
             of_image[name] = pieces or [_coded(name, rle.EMPTY)]
-    labels = dict.fromkeys(name for of_image in masks.values() for name in of_image)
     united = {image: [mask for pieces in of_image.values() for mask in pieces] for image, of_image in masks.items()}
     return MaskList(tuple(labels), united, [f"mask codes in {storage.name(table.location)} are read as {chosen}"])
 

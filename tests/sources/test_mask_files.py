@@ -200,6 +200,15 @@ def test_codes_may_have_labels_and_sizes(archive: str, tmp_path: Path) -> None:
     assert stored(opened(archive, tmp_path / "codes.csv")) == [{"Mass": int(LEFT.sum()), "Lungs": 0}, {}, {}]
 
 
+def test_a_row_without_label_and_code_means_none_of_the_labels(archive: str, tmp_path: Path) -> None:
+    rows = f"a,{rle.encode(LEFT)},Mass\nb,-1,\na,-1,Nodule\n"
+    (tmp_path / "codes.csv").write_text(f"image_id,rle,class_name\n{rows}")
+    areas = [{"Mass": int(LEFT.sum()), "Nodule": 0}, {"Mass": 0, "Nodule": 0}, {}]
+    manifest = opened(archive, tmp_path / "codes.csv")
+    assert stored(manifest) == areas
+    assert "masks of Mass in codes.csv: 2 images, of which 1 empty" in manifest.notes
+
+
 CHEXMASK = "Image Index,Dice RCA (Max),Dice RCA (Mean),Landmarks,Left Lung,Right Lung,Heart,Height,Width\n"
 
 
@@ -237,6 +246,7 @@ def test_chexmask_masks_of_good_quality_become_lungs_and_heart(
         ("ImageId,box\na,1\n", {}, "expected a column EncodedPixels, got none: add it"),
         (f"{CODES}a,1 2\n", {}, "expected a column class_name, or --mask-label, got none"),
         (f"{CODES}a,1 2 3\n", {"mask_label": "Mass"}, "row 2: expected pairs of a position and a length, or -1 for"),
+        ("ImageId,rle,label\na,1 2,\n", {}, "row 2: expected a label for this mask, got '': correct the row"),
         (f"{CODES}a,1 2\n", {"mask_label": "Mass"}, "and 1 have a single run: say which with --mask-code"),
         (f"{CODES}a,1 2,3\n", {"mask_label": "Mass"}, "expected 2 fields in each row, got 3 fields after row"),
         (f"{CODES}z,1 2 5 6\n", {"mask_label": "Mass"}, "the archive has 'a', 'b', 'c', the list 'z'"),
