@@ -1,6 +1,6 @@
 """Masks that a user gives beside an archive (`--masks`): a folder of pictures, COCO JSON, or a CSV of run lengths.
 
-    folder      PNG, GIF or other pictures named like their images, perhaps with an ending such as "_mask". The label
+    folder      PNG, GIF or JPEG files named like their images, perhaps with an ending such as "_mask". The label
                 is `--mask-label`, or the name of the folder in which a mask is. A label may have several folders,
                 such as leftMask and rightMask, whose masks are united; an image needs a mask in each of them.
     COCO JSON   see `coco`. Labels are its categories; an image without annotations has empty masks.
@@ -33,6 +33,7 @@ from cxr.errors import ImageRejectedError, UserError
 from cxr.sources import coco, rle
 from cxr.sources.annotations import side_px
 from cxr.sources.coco import Coco
+from cxr.sources.image_files import IMAGE_SUFFIXES
 from cxr.sources.image_match import image_paths
 from cxr.sources.label_rows import word_key
 from cxr.sources.options import MaskCode
@@ -47,7 +48,8 @@ _LABEL_COLUMNS = ("classname", "label", "finding", "class")
 _LUNG_WORDS = frozenset(
     ("lung", "lungs", "leftlung", "rightlung", "leftmask", "rightmask", "lungmask", "lungmasks", "lungfields")
 )
-PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_PICTURES = frozenset((".png", ".gif", ".jpg", ".jpeg"))
+_IMAGES = frozenset(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 _KNOWN_LABELS = {word_key(name): name for name in (schema.PNEUMOTHORAX, HEART)} | dict.fromkeys(
     _LUNG_WORDS, schema.LUNGS
 )
@@ -98,9 +100,15 @@ def read_masks(
 
 
 def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], label: str) -> MaskList:
-    pictures = [file for file in sorted(files, key=lambda file: file.path) if file.path.lower().endswith(PICTURES)]
+    pictures = [file for file in sorted(files, key=lambda file: file.path) if _suffix(file) in _PICTURES]
+    others = Counter(suffix for file in files if (suffix := _suffix(file)) not in _PICTURES)
+    unsupported = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()) if suffix in _IMAGES)
+    if not pictures and unsupported:
+        raise UserError(f"expected masks as PNG, GIF or JPEG files in {uri}, got {unsupported}: convert them to PNG")
     if not pictures:
-        raise UserError(f"expected masks as PNG or GIF files in {uri}, got none: use the folder that contains them")
+        raise UserError(
+            f"expected masks as PNG, GIF or JPEG files in {uri}, got none: use the folder that contains them"
+        )
     if not label and (alone := sum("/" not in file.path for file in pictures)):
         raise UserError(
             f"expected masks in folders named like their labels, got {counted(alone, 'mask')} in {uri} itself: say "
@@ -125,6 +133,8 @@ def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], 
             else:
                 incomplete.add(image)
     notes = []
+    if unsupported:
+        notes.append(f"masks not used, because they are not PNG, GIF or JPEG files: {unsupported}")
     if incomplete:
         parts = " and ".join(part for parts in folders.values() if len(parts) > 1 for part in parts)
         notes.append(
@@ -133,6 +143,12 @@ def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], 
     if shared:
         notes.append(f"masks not used, because another one in the folder is of the same image: {shared:,}")
     return MaskList(tuple(folders), masks, notes)
+
+
+def _suffix(file: FileEntry) -> str:
+    """The extension of a file's name, such as ".png"."""
+    _, dot, suffix = file.path.rpartition("/")[2].rpartition(".")
+    return dot + suffix.lower()
 
 
 def _place(path: str, label: str) -> tuple[str, str]:

@@ -127,6 +127,18 @@ def test_folders_of_the_same_name_are_one_label_and_not_two_halves(archive: str,
     ]
 
 
+def test_masks_in_other_formats_are_not_silently_read_later(archive: str, tmp_path: Path) -> None:
+    for name in ("a.bmp", "b.TIFF"):
+        save(LEFT, tmp_path / "masks" / name)
+    expected = r"expected masks as PNG, GIF or JPEG files in .*masks, got 1 \.bmp, 1 \.tiff: convert them to PNG"
+    with pytest.raises(UserError, match=expected):
+        opened(archive, tmp_path / "masks", mask_label="Mass")
+    save(LEFT, tmp_path / "masks/c.png")
+    manifest = opened(archive, tmp_path / "masks", mask_label="Mass")
+    assert "masks not used, because they are not PNG, GIF or JPEG files: 1 .bmp, 1 .tiff" in manifest.notes
+    assert stored(manifest) == [{}, {}, {"Mass": int(LEFT.sum())}]
+
+
 def test_masks_replace_those_of_the_same_label_only(tmp_path: Path) -> None:
     for name in ("1_0", "2_0"):
         image = f"MCUCXR_000{name}.png"
@@ -268,5 +280,5 @@ def test_options_of_masks_need_masks(archive: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected --masks with --mask-label, got none: add it"):
         Labeling(mask_label="Mass")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"expected masks as PNG or GIF files in .*empty, got none"):
+    with pytest.raises(UserError, match=r"expected masks as PNG, GIF or JPEG files in .*empty, got none"):
         opened(archive, tmp_path / "empty")
