@@ -54,7 +54,6 @@ _KNOWN_LABELS = {word_key(name): name for name in (schema.PNEUMOTHORAX, HEART)} 
     _LUNG_WORDS, schema.LUNGS
 )
 _ENDINGS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_label")
-_NO_MASK = ("", rle.EMPTY, f"{rle.EMPTY}.0")
 _BLOCK_BYTES = 1 << 24  # of CSV; a row may not be longer
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -289,12 +288,12 @@ def _from_codes(table: _CodeTable, images: Collection[str], label: str, form: Ma
         text, *rest = values
         name = mask_label(rest.pop(0)) if word is not None else ""
         if not (label or name):
-            if text not in _NO_MASK:
+            if text not in rle.NO_MASK:
                 raise table.error(row, "a label for this mask", "")
             without_any.append(image)
             continue
         of_label = of_image.setdefault(label or name, [])
-        if text in _NO_MASK:
+        if text in rle.NO_MASK:
             continue
         try:
             in_order[rle.has_absolute_order(text)] += 1
