@@ -27,7 +27,16 @@ from cxr.storage.ranges import open_local, read_up_to
 from cxr.storage.recorded_reads import record_read
 from cxr.storage.retries import retried
 from cxr.storage.s3_upload import uploaded
-from cxr.storage.uri import NotFoundError, StorageError, check_writable_uri, is_local, join, normalize, split_member
+from cxr.storage.uri import (
+    NotFoundError,
+    StorageError,
+    check_utf8,
+    check_writable_uri,
+    is_local,
+    join,
+    normalize,
+    split_member,
+)
 
 HEAD_BYTES = 4096  # first bytes of a file, which `read_bytes` passes to its check
 _COPY_THREADS = 8
@@ -163,8 +172,9 @@ def check_readable(uri: str) -> None:
 
     Raises:
         NotFoundError: it does not exist, or it is an empty folder.
-        StorageError: it cannot be listed, or its server does not respond.
+        StorageError: it cannot be listed, its path is not valid UTF-8, or its server does not respond.
     """
+    check_utf8(normalize(uri))
     if next(list_files(uri), None) is None:
         raise NotFoundError(f"{uri} is an empty folder: correct the URI, or add files first")
 
