@@ -433,8 +433,8 @@ def _fitted_masks(masks: Mapping[str, np.ndarray], size: int, transform: ResizeT
 def original_mask(source: Values, height: int, width: int) -> np.ndarray:
     """Read a mask as published: bool (height, width) of the original image.
 
-    In a mask file (PNG, GIF or JPEG), pixels brighter than half of the brightest one belong to the mask. A mask of
-    another size is resized to the image.
+    In a mask file (PNG, GIF or JPEG), pixels brighter than half of the brightest one belong to the mask; the
+    brightness of a color is that of its brightest channel. A mask of another size is resized to the image.
     """
     code = source[schema.MASK_RLE]
     if code is not None:

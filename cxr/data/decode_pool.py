@@ -105,7 +105,7 @@ def decode_image(data: bytes, *sizes: int | None) -> Decoded:
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """Run `cxr.imaging.png_jpeg.decode_picture` in a child process; raises like `decode_image`."""
+    """Run `cxr.imaging.png_jpeg.decode_mask` in a child process; raises like `decode_image`."""
     return _shared().decode(data, "mask").image.pixels
 
 

@@ -34,7 +34,7 @@ import numpy as np
 from cxr.errors import ImageRejectedError, raised_at
 from cxr.imaging.decode import inspect
 from cxr.imaging.image import require_memory
-from cxr.imaging.png_jpeg import inspect_picture
+from cxr.imaging.png_jpeg import inspect_mask
 from cxr.imaging.reduced import decode_in_sizes
 
 Kind = Literal["image", "mask"]
@@ -87,7 +87,7 @@ def _respond(
 ) -> dict[str, Any]:
     """Decode `data` into `memory` and return the response."""
     try:
-        encoded = inspect(data) if kind == "image" else inspect_picture(data)
+        encoded = inspect(data) if kind == "image" else inspect_mask(data)
         wait_for_memory(encoded.memory_bytes)
         if kind == "mask":
             require_memory(encoded.memory_bytes)

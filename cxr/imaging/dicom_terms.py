@@ -21,6 +21,7 @@ VIEWS = set(
     """.split()  # noqa: SIM905
 )
 _FRONTAL_VIEWS = {"AP", "PA", "FRONTAL"}
+_TILTED_VIEWS = {"LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "OBLIQUE"}  # also if the beam is AP or PA
 _VIEW_WORDS = {
     "ANTEROPOSTERIOR": "AP",
     "POSTEROANTERIOR": "PA",
@@ -126,10 +127,10 @@ def view(text: str | None) -> str | None:
     side = next((_SIDES[word] for word in words if word in _SIDES), "")
     if not codes:
         return None
-    if codes[0] in _FRONTAL_VIEWS:
-        return "OBLIQUE" if "OBLIQUE" in codes else codes[0]
     if "DECUBITUS" in codes:
         return f"{side}LD" if side else "DECUBITUS"
+    if tilted := [code for code in codes if code in _TILTED_VIEWS]:
+        return tilted[0]
     return f"{side}L" if side and codes[0] == "LATERAL" else codes[0]
 
 

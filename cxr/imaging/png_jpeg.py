@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from io import BytesIO
 
@@ -45,6 +45,8 @@ _PNG_CHANNELS = {
 }  # channels by color type: in the file, decoded
 _DEFLATE_RATIO = 1032  # maximum bytes from one compressed byte
 
+ToGray = Callable[[np.ndarray], np.ndarray]  # of BGR or BGRA pixels, HWC
+
 JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS
@@ -61,30 +63,35 @@ _JSRT_SIDE_PX, _JSRT_BLACK = 2048, 4095
 JSRT_BYTES = 2 * _JSRT_SIDE_PX**2
 
 
-def decode_picture(data: bytes) -> np.ndarray:
-    """The pixels (H, W), uint8 or uint16, of a PNG, GIF or JPEG.
+def decode_mask(data: bytes) -> np.ndarray:
+    """The brightest channel (H, W), uint8 or uint16, of a mask's PNG, GIF or JPEG, which may have colors.
 
     Raises:
         ImageRejectedError: it is none of these, or unusable.
         MemoryError: there is not enough memory at the moment.
     """
-    picture = inspect_picture(data)
-    require_memory(picture.memory_bytes)
-    return picture.decode().pixels
+    mask = inspect_mask(data)
+    require_memory(mask.memory_bytes)
+    return mask.decode().pixels
 
 
-def inspect_picture(data: bytes) -> EncodedImage:
-    """Check the header of a PNG, GIF or JPEG.
+def inspect_mask(data: bytes) -> EncodedImage:
+    """Check the header of a mask's PNG, GIF or JPEG.
 
     Raises:
-        ImageRejectedError: as for `decode_picture`.
+        ImageRejectedError: as for `decode_mask`.
     """
     if data.startswith(PNG_MAGIC):
-        return inspect_png(data)
-    return inspect_gif(data) if data.startswith(GIF_MAGIC) else inspect_jpeg(data)
+        return inspect_png(data, _brightest)
+    return inspect_gif(data) if data.startswith(GIF_MAGIC) else inspect_jpeg(data, _brightest)
 
 
-def inspect_png(data: bytes) -> EncodedImage:
+def _brightest(pixels_HWC: np.ndarray) -> np.ndarray:
+    """The brightest channel of BGR or BGRA pixels (alpha ignored), so that a mask may have any color."""
+    return pixels_HWC[..., :3].max(axis=2)
+
+
+def inspect_png(data: bytes, to_gray: ToGray = to_gray) -> EncodedImage:
     """Check a PNG's chunks and declared size. Decoding gives uint8 or uint16.
 
     Raises:
@@ -111,13 +118,16 @@ def inspect_png(data: bytes) -> EncodedImage:
         raise ImageRejectedError("damaged PNG: too few compressed bytes for the declared size")
     is_plain_gray = color == _PNG_GRAY and bits in (8, 16)
     return EncodedImage(
-        height, width, memory_bytes, partial(_decode_png, data, (height, width), bits if is_plain_gray else None)
+        height,
+        width,
+        memory_bytes,
+        partial(_decode_png, data, (height, width), bits if is_plain_gray else None, to_gray),
     )
 
 
-def _decode_png(data: bytes, shape: tuple[int, int], gray_bits: int | None) -> Image:
+def _decode_png(data: bytes, shape: tuple[int, int], gray_bits: int | None, to_gray: ToGray) -> Image:
     pixels = _decode_gray(data, shape, gray_bits) if gray_bits else None
-    return Image(full_range(_decode(data, "PNG") if pixels is None else pixels))
+    return Image(full_range(_decode(data, "PNG", to_gray) if pixels is None else pixels))
 
 
 def _decode_gray(data: bytes, shape: tuple[int, int], bits: int) -> np.ndarray | None:
@@ -149,7 +159,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += 12 + length
 
 
-def inspect_jpeg(data: bytes) -> EncodedImage:
+def inspect_jpeg(data: bytes, to_gray: ToGray = to_gray) -> EncodedImage:
     """Check a JPEG's frame header. Decoding gives uint8.
 
     Raises:
@@ -177,9 +187,9 @@ def inspect_jpeg(data: bytes) -> EncodedImage:
         height,
         width,
         memory_bytes,
-        decode=lambda: Image(_decode(data, "JPEG")),
+        decode=lambda: Image(_decode(data, "JPEG", to_gray)),
         max_halvings=len(_JPEG_REDUCED[channels]),
-        decode_reduced=lambda halvings: Image(_decode(data, "JPEG", _JPEG_REDUCED[channels][halvings - 1])),
+        decode_reduced=lambda halvings: Image(_decode(data, "JPEG", to_gray, _JPEG_REDUCED[channels][halvings - 1])),
     )
 
 
@@ -222,7 +232,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         position += 2 + length
 
 
-def _decode(data: bytes, kind: str, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray:
+def _decode(data: bytes, kind: str, to_gray: ToGray, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
@@ -235,7 +245,7 @@ def _decode(data: bytes, kind: str, flags: int = cv2.IMREAD_UNCHANGED) -> np.nda
 
 
 def inspect_gif(data: bytes) -> EncodedImage:
-    """Check a GIF's header. Decoding gives uint8: the luminance of the palette's colors.
+    """Check the header of a mask's GIF. Decoding gives uint8: the brightest channel of the palette's colors.
 
     Raises:
         ImageRejectedError: truncated or of an invalid size; on decoding: damaged or animated.
@@ -244,7 +254,7 @@ def inspect_gif(data: bytes) -> EncodedImage:
         raise ImageRejectedError("truncated GIF: the file ends inside its header")
     width, height = struct.unpack_from("<HH", data, 6)
     check_size(height, width)
-    return EncodedImage(height, width, 4 * height * width, lambda: Image(_decode_gif(data)))
+    return EncodedImage(height, width, 9 * height * width, lambda: Image(_decode_gif(data)))
 
 
 def _decode_gif(data: bytes) -> np.ndarray:
@@ -253,7 +263,7 @@ def _decode_gif(data: bytes) -> np.ndarray:
             check_size(picture.height, picture.width)  # the frame may be larger than the header declares
             if getattr(picture, "is_animated", False):
                 raise ImageRejectedError("multi-frame image: an animated GIF")
-            return np.asarray(picture.convert("L"))
+            return _brightest(np.asarray(picture.convert("RGB")))
     except (ImageRejectedError, MemoryError):
         raise
     except Exception as error:  # damaged files raise many kinds

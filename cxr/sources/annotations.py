@@ -25,8 +25,9 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import rater_agreement
 from cxr.sources.csv_table import CsvTable, read_csv
+from cxr.sources.image_files import image_keys
 from cxr.sources.image_table import blank_as_null, by_text
-from cxr.sources.label_rows import listed_keys, numbered_images, unknown_words_note, word_key
+from cxr.sources.label_rows import ImageKeys, listed_keys, numbered_images, unknown_words_note, word_key
 
 IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
 CLASS_NAME = "class_name"
@@ -51,7 +52,7 @@ class Read:
 
     findings: tuple[str, ...]
     images: pa.Array
-    """`image_key` of each."""
+    """The key of each; see `label_rows.ImageKeys`."""
     labels: np.ndarray
     """int8 (N, findings): positive if a reader drew a box; unknown if the rows of an image contradict each other."""
     boxes: pa.Array
@@ -70,7 +71,7 @@ class Read:
         frames_px: Mapping[str, Sequence[int]],
         notes: Sequence[str],
     ) -> Read:
-        """The contents of a file that names no readers, by `image_key`."""
+        """The contents of a file that names no readers, by the images' keys."""
         return cls(
             tuple(findings),
             pa.array(list(boxes), pa.string()),
@@ -121,7 +122,7 @@ class _Rows:
         return self.image * len(self.readers) + self.reader
 
 
-def read(location: str, classes: Classes = "number") -> Read:
+def read(location: str, classes: Classes = "number", keys_of: ImageKeys = image_keys) -> Read:
     """Read an annotation file.
 
     Repeated rows count once. If a reader both reported "No finding" and drew a finding, that finding is unknown
@@ -134,7 +135,7 @@ def read(location: str, classes: Classes = "number") -> Read:
     table = read_csv(location, (IMAGE, *rater_agreement.CORNERS))
     if CLASS not in table and CLASS_NAME not in table:
         raise UserError(f"{location}: expected a column {CLASS} or {CLASS_NAME}, got {', '.join(table.header)}")
-    rows = _rows(table, classes)
+    rows = _rows(table, classes, keys_of)
     row_B = np.flatnonzero(rows.box)
     corners_B4 = _corners(table, row_B, _first_unknown(table, rows, classes))
     if classes == "own":  # rows without a class and without a box report no finding
@@ -151,12 +152,12 @@ def read(location: str, classes: Classes = "number") -> Read:
         _labels(rows, certain_B, row_B[contradictory_B]),
         _box_lists(rows, certain_B, corners_B4[~contradictory_B]),
         _reader_lists(rows),
-        _frames(table),
+        _frames(table, keys_of=keys_of),
         _notes(table, rows, row_B[contradictory_B], storage.name(location), classes),
     )
 
 
-def _rows(table: CsvTable, classes: Classes) -> _Rows:
+def _rows(table: CsvTable, classes: Classes, keys_of: ImageKeys) -> _Rows:
     by_number = CLASS in table and (
         classes == "number" or CLASS_NAME not in table or (classes == "own" and _has_vinbigdata_classes(table))
     )
@@ -166,7 +167,7 @@ def _rows(table: CsvTable, classes: Classes) -> _Rows:
     named = [known.get(word.removesuffix(".0") if by_number else word_key(word)) for word in spellings]
     numbers = [_UNKNOWN if name is None else (*findings, schema.NO_FINDING).index(name) for name in named]
     finding_M = np.array(numbers, np.int64)[words.indices.to_numpy()]
-    image_M, images = numbered_images(table, IMAGE)
+    image_M, images = numbered_images(table, IMAGE, keys_of)
     reader_M, readers = numbered(table.texts(READER) if READER in table else pa.repeat(pa.scalar(""), len(table)))
     return _Rows(findings, images, readers, finding_M, image_M, reader_M, words, by_number)
 
@@ -319,7 +320,7 @@ def read_frames(location: str, *pairs: tuple[str, str]) -> pa.Table:
 
 
 def frames_of(sizes: pa.Table, images: pa.Array) -> pa.Array:
-    """[height, width] of each image (`image_key`), from a table as `read_frames` returns it; null if unknown."""
+    """[height, width] of each image, by its key, from a table as `read_frames` returns it; null if unknown."""
     row = pc.index_in(images, value_set=sizes[IMAGE].combine_chunks())
     return sizes[FRAME_PX].combine_chunks().take(row)
 
@@ -333,11 +334,11 @@ def joined_frames(tables: Iterable[pa.Table]) -> pa.Table:
     return joined
 
 
-def _frames(table: CsvTable, names: tuple[str, str] = FRAME) -> pa.Table:
+def _frames(table: CsvTable, names: tuple[str, str] = FRAME, keys_of: ImageKeys = image_keys) -> pa.Table:
     """The image sizes in the table; rows with blank fields are skipped."""
     if not all(name in table for name in names):
         return NO_FRAMES
-    keys, sides = listed_keys(table, IMAGE), [table.texts(name).combine_chunks() for name in names]
+    keys, sides = listed_keys(table, IMAGE, keys_of), [table.texts(name).combine_chunks() for name in names]
     rows = np.flatnonzero(pc.or_(*(pc.not_equal(texts, "") for texts in sides)).to_numpy(zero_copy_only=False))
     at = pa.array(rows)
     size_R2 = np.stack([by_text(texts.take(at), lambda text: side_px(text) or 0) for texts in sides], 1).astype(

@@ -14,12 +14,13 @@ from cxr.errors import UserError
 from cxr.sources import coco, rater_agreement, rsna_pneumonia
 from cxr.sources.annotations import CLASS_NAME, IMAGE, Read, read
 from cxr.sources.csv_table import has_columns, read_csv
+from cxr.sources.image_match import image_paths
 
 RSNA_COLUMNS = (rsna_pneumonia.IMAGE, *rsna_pneumonia.BOX, rsna_pneumonia.TARGET)
 
 
 def read_boxes(location: str) -> Read:
-    """Read a file of boxes in one of the formats above.
+    """Read a file of boxes in one of the formats above. Images are identified by their `image_paths`.
 
     Raises:
         UserError: it is none of them, or damaged; the message names the line or the entry.
@@ -33,7 +34,7 @@ def read_boxes(location: str) -> Read:
     if has_columns(location, RSNA_COLUMNS):
         return _read_rsna(location)
     if has_columns(location, (IMAGE, *rater_agreement.CORNERS)):
-        return read(location, "own")
+        return read(location, "own", image_paths)
     raise UserError(
         f"{location}: expected boxes as COCO JSON or as CSV with the columns {IMAGE}, "
         f"{CLASS_NAME}, {', '.join(rater_agreement.CORNERS)} or {', '.join(RSNA_COLUMNS)}, got "
@@ -42,6 +43,6 @@ def read_boxes(location: str) -> Read:
 
 
 def _read_rsna(location: str) -> Read:
-    _, boxes, notes = rsna_pneumonia.read_labels(read_csv(location, RSNA_COLUMNS))
+    _, boxes, notes = rsna_pneumonia.read_labels(read_csv(location, RSNA_COLUMNS), image_paths)
     frame = [rsna_pneumonia.FRAME_PX] * 2
     return Read.of((rsna_pneumonia.FINDING,), boxes, dict.fromkeys(boxes, frame), notes)

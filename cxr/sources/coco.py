@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+import pyarrow as pa
+
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import rater_agreement, rle
 from cxr.sources.annotations import NO_FINDING_WORDS
-from cxr.sources.image_files import image_key
+from cxr.sources.image_match import image_paths
 from cxr.sources.label_rows import word_key
 from cxr.wording import counted
 
@@ -33,7 +35,7 @@ _SHOWN = 60  # characters of a value in an error message
 class Annotation:
     """One entry of `annotations`."""
 
-    image: str  # its `image_key`
+    image: str  # its `image_match.image_paths`
     label: str
     position: int  # in the file's list, from 0
     values: Mapping[str, Any]
@@ -41,7 +43,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Coco:
-    """The contents of a file; images by `image_key`."""
+    """The contents of a file; images by `image_match.image_paths` of their file_name."""
 
     location: str
     labels: tuple[str, ...]  # in the order of `categories`
@@ -84,12 +86,11 @@ def read_coco(location: str) -> Coco:
         )
     keys: dict[Any, str] = {}
     sizes: dict[str, list[int] | None] = {}
-    for number, image in enumerate(images):
+    file_names = pa.array([_text(image.get("file_name")) for image in images], pa.string())
+    for number, (image, key) in enumerate(zip(images, image_paths(file_names).to_pylist(), strict=True)):
         place = f"images[{number}]"
-        file_name = image.get("file_name")
-        key = image_key(file_name) if isinstance(file_name, str) else ""
-        if not key:
-            raise _error(location, place, "a file_name", file_name)
+        if not key or key.endswith("/"):
+            raise _error(location, place, "a file_name", image.get("file_name"))
         size = _size(location, place, image)
         if sizes.setdefault(key, size) != size:
             raise _error(location, place, f"the size of the other entry of {key!r}", size)
@@ -188,6 +189,11 @@ def _size(location: str, place: str, image: Mapping[str, Any]) -> list[int] | No
     if not all(map(_is_side, sides)):
         raise _error(location, place, f"height and width from 1 to {_LARGEST_PX:,} pixels", sides)
     return [int(side) for side in sides]
+
+
+def _text(value: object) -> str:
+    """Text without halves of surrogate pairs, which JSON may contain; "" for other values."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -28,7 +28,7 @@ from cxr.errors import UserError
 from cxr.imaging.dicom_signature import begins_like_data_set, has_preamble
 from cxr.sources import header_scan
 from cxr.sources.header_scan import Scan, plan_scan
-from cxr.sources.image_files import FILE_BYTES, FILE_VERSION, PATH, first_images, list_images
+from cxr.sources.image_files import FILE_BYTES, FILE_VERSION, PATH, list_images, sample_images
 from cxr.sources.image_table import json_objects
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.options import ALL_IMAGES, ReadOptions
@@ -38,7 +38,7 @@ from cxr.wording import counted
 
 name = "dicom"
 
-_EXAMINED, _EXAMINED_BYTES = 8, 4096  # files whose first bytes decide whether an archive consists of DICOM files
+_EXAMINED, _EXAMINED_BYTES = 8, 4096  # files whose first bytes decide whether an archive is one of DICOM files
 _IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1."
 _XRAYS = {
     _IMAGE_STORAGE + ending
@@ -63,9 +63,9 @@ _EXTRA = (
 
 
 def detect(uri: str) -> bool:
-    """Whether the first few files that may be images are all DICOM files, by their content."""
-    files = first_images(uri, _EXAMINED)
-    return bool(files) and all(_is_dicom(file.uri) for file in files)
+    """Whether most of a few files that may be images are DICOM files, by their content."""
+    files = sample_images(uri, _EXAMINED)
+    return sum(_is_dicom(file.uri) for file in files) > len(files) / 2
 
 
 def manifest(uri: str, reading: ReadOptions = ALL_IMAGES) -> Manifest:

@@ -25,7 +25,7 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.csv_table import CsvTable, read_csv
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
-from cxr.sources.splits import split_by_patient
+from cxr.sources.splits import SPLIT_WORDS, split_by_patient
 
 name = "list"
 
@@ -33,7 +33,6 @@ URI_COLUMNS = (schema.SOURCE_URI, "uri", "path", "file", "image", "file_name", "
 _COPIED = (schema.STUDY_ID, schema.SERIES_ID, schema.VIEW)
 _READ = (schema.IMAGE_ID, schema.PATIENT_ID, schema.SPLIT, *_COPIED)
 _SUFFIXES = (".csv", ".tsv", ".parquet")
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def detect(uri: str) -> bool:
@@ -135,9 +134,9 @@ def _splits(table: CsvTable, rows: Sequence[int], patient_ids: pa.Array, given: 
     listed: list[str | None] = []
     for row in rows:
         word = given[row].casefold()
-        if word and word not in _SPLITS:
+        if word and word not in SPLIT_WORDS:
             raise table.error(row, "the split train, val or test", given[row])
-        listed.append(_SPLITS.get(word))
+        listed.append(SPLIT_WORDS.get(word))
     of_patient = {patient: split for patient, split in zip(patient_ids.to_pylist(), listed, strict=True) if split}
     chosen = [
         split or of_patient.get(patient) for patient, split in zip(patient_ids.to_pylist(), listed, strict=True)

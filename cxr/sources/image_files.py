@@ -37,11 +37,11 @@ _LONG_COLUMNS = pa.schema(
 _CHUNK = 65_536
 _THREADS = 16  # containers listed at a time
 _GZIPPED = re.compile(r"(\.dcm|\.dicom)\.gz$", re.IGNORECASE)
-_EXAMINED = 4096
+_EXAMINED, _SAMPLED_FROM = 4096, 1000  # listed files, and candidates among them, from which a sample is taken
 _OTHER_FILES = re.compile(
-    r"(?!.*\.(dcm|dicom)\.gz$)(dicomdir|readme|license|thumbs\.db|desktop\.ini"
+    r"(?!.*\.(dcm|dicom)\.gz$)(dicomdir|readme|license|thumbs\.db"
     r"|.*(?P<suffix>\.(csv|tsv|txt|log|md|rst|pdf|docx?|xlsx?|html?|jsonl?|xml|ya?ml|toml|parquet|py|ipynb|sh"
-    r"|md5|sha256|zip|gz|tgz|bz2|xz|tar|7z|rar)))",
+    r"|exe|dll|inf|ini|bat|md5|sha256|zip|gz|tgz|bz2|xz|tar|7z|rar)))",
     re.IGNORECASE,
 )
 
@@ -137,10 +137,24 @@ def _list_images(uri: str) -> tuple[pa.Table, list[str]]:
     return files, notes
 
 
-def first_images(uri: str, count: int) -> list[FileEntry]:
-    """The first files of a listing that may be images; at most `count`, of the first few thousand files."""
-    entries = islice(files_below(uri), _EXAMINED)
-    return list(islice((entry for entry in entries if not _other_kind(entry.path)), count))
+def sample_images(uri: str, count: int) -> list[FileEntry]:
+    """At most `count` files that may be images, spread over the sorted paths of the first ones that are listed.
+
+    As in `list_images`, they are members of a ZIP or TAR file if the folder contains no other images.
+    """
+    skipped = _Skipped()
+    images = _first_candidates(islice(files_below(uri), _EXAMINED), skipped)
+    for container in sorted(skipped.containers, key=lambda entry: entry.path)[:count]:
+        if images:
+            break
+        members, _ = _members_of(container)
+        images = _first_candidates((member for member in members if not member.path.endswith("!")), skipped)
+    images.sort(key=lambda entry: entry.path)
+    return [images[at * len(images) // count] for at in range(count)] if len(images) > count else images
+
+
+def _first_candidates(entries: Iterable[FileEntry], skipped: _Skipped) -> list[FileEntry]:
+    return list(islice(_candidates(entries, skipped), _SAMPLED_FROM))
 
 
 def files_below(uri: str) -> Iterator[FileEntry]:

@@ -1,7 +1,7 @@
-"""Match the images that a table names to an archive's images: by file name, by path, or by image id.
+"""Match the images that a list names to an archive's images: by file name, by path, or by image id.
 
-A table may name an image by its path in the archive, by a path on another machine, by its file name with or without a
-suffix, or by its SOPInstanceUID where files are named or identified by it.
+A list of labels, boxes or masks may name an image by its path in the archive, by a path on another machine, by its
+file name with or without a suffix, or by its SOPInstanceUID where files are named or identified by it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SUFFIX = rf"(?i)([^/\s])\s*\.(?:{'|'.join(sorted(IMAGE_SUFFIXES))})$"
 
 @dataclass(frozen=True)
 class Match:
-    """Which row of a table describes which image."""
+    """Which row of a list describes which image."""
 
-    rows: np.ndarray  # (N,) row of the table for each of the archive's images; -1 if there is none
+    rows: np.ndarray  # (N,) row of the list for each of the archive's images; -1 if there is none
     ambiguous: int  # images without a row that share their name with other images, or with several rows
 
 
@@ -49,9 +49,17 @@ def match_images(images: pa.Table, names: pa.ChunkedArray) -> Match:
     return Match(row_N, int((ambiguous_N & (row_N < 0)).sum()))
 
 
+def image_paths(names: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The `normalized` names of a list, as one array of strings."""
+    joined = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
+    return normalized(pa.chunked_array([joined])).combine_chunks().cast(pa.string())
+
+
 def normalized(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Image names without surrounding blanks and image suffixes, with forward slashes."""
+    """Image names without surrounding blanks, "./" and image suffixes, with forward slashes."""
     names = pc.utf8_trim_whitespace(pc.replace_substring(names.cast(pa.large_string()), "\\", "/"))
+    names = pc.replace_substring_regex(names, r"^(\./)+", "")
+    names = pc.replace_substring_regex(names, r"(?i)(\.dcm|\.dicom)\.gz$", r"\1")
     for _ in range(2):  # a copy may keep the original's suffix: A.dicom.png
         names = pc.replace_substring_regex(names, _SUFFIX, r"\1")
     return names

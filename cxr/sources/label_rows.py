@@ -7,7 +7,7 @@ are compared only by their letters and digits, regardless of case.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,36 +21,45 @@ from cxr.wording import counted
 _WORDS_IN_NOTE = 10
 _LETTERS_IN_NOTE = 40  # of each word
 
+ImageKeys = Callable[[pa.Array | pa.ChunkedArray], pa.Array]
+"""What identifies the images with these names: `image_files.image_keys` in published lists, whose file names are
+unique, and `image_match.image_paths` in the lists of users."""
 
-def listed_keys(table: CsvTable, column: str) -> pa.Array:
-    """The `image_key` of each row's image, whose name is in `column`.
+
+def listed_keys(table: CsvTable, column: str, keys_of: ImageKeys = image_keys) -> pa.Array:
+    """The key of each row's image, whose name is in `column`.
 
     Raises:
         UserError: a row does not name an image.
     """
-    keys = image_keys(table.texts(column))
-    if (row := pc.index(keys, "").as_py()) >= 0:
+    keys = keys_of(table.texts(column))
+    if (row := _first_blank(keys)) >= 0:
         raise table.error(row, "an image name", table.texts(column)[row].as_py())
     return keys
 
 
-def numbered_images(table: CsvTable, column: str) -> tuple[np.ndarray, pa.Array]:
-    """int64 (rows,) the number of each row's image, in the order in which images first occur; and their `image_key`s.
+def numbered_images(table: CsvTable, column: str, keys_of: ImageKeys = image_keys) -> tuple[np.ndarray, pa.Array]:
+    """int64 (rows,) the number of each row's image, in the order in which images first occur; and their keys.
 
     Raises like `listed_keys`, and takes less memory if images have several rows.
     """
     names = table.texts(column).combine_chunks().dictionary_encode()
-    keys = image_keys(names.dictionary)
-    if (number := pc.index(keys, "").as_py()) >= 0:
+    keys = keys_of(names.dictionary)
+    if (number := _first_blank(keys)) >= 0:
         raise table.error(pc.index(names.indices, number).as_py(), "an image name", names.dictionary[number].as_py())
     encoded = keys.dictionary_encode()
     return encoded.indices.to_numpy().astype(np.int64)[names.indices.to_numpy()], encoded.dictionary
 
 
-def rows_by_image(table: CsvTable, column: str) -> dict[str, list[int]]:
-    """Indices of the rows of each image, by `image_key`, in the file's order; raises like `listed_keys`."""
+def _first_blank(keys: pa.Array) -> int:
+    """The position of the first key without a file name, or -1."""
+    return pc.index(pc.match_substring_regex(keys, r"(^|/)$"), True).as_py()
+
+
+def rows_by_image(table: CsvTable, column: str, keys_of: ImageKeys = image_keys) -> dict[str, list[int]]:
+    """Indices of the rows of each image, by its key, in the file's order; raises like `listed_keys`."""
     rows: dict[str, list[int]] = defaultdict(list)
-    for row, key in enumerate(listed_keys(table, column).to_pylist()):
+    for row, key in enumerate(listed_keys(table, column, keys_of).to_pylist()):
         rows[key].append(row)
     return dict(rows)
 

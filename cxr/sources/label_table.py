@@ -28,6 +28,7 @@ from cxr.sources.image_table import SEXES, ages, blank_as_null, numbers, transla
 from cxr.sources.label_mapping import LabelMapping, read_mapping
 from cxr.sources.label_rows import contradictions_note, word_key
 from cxr.sources.options import NO_COLUMN, Labeling
+from cxr.sources.splits import SPLIT_WORDS
 from cxr.sources.text_table import LIST_SEPARATOR, read_table
 from cxr.wording import counted
 
@@ -88,16 +89,6 @@ _VALUES = {
 _VALUE_WORDS = [word for words in _VALUES.values() for word in words]  # as a pa.array, it would import pandas here
 _VALUE_BITS = np.array([bits for bits, words in _VALUES.items() for _ in words], np.uint8)
 _EXPECTED_VALUE = "1, 0, -1 or blank"
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 _VIEWS = {
     "pa": "PA",
     "posteroanterior": "PA",
@@ -426,11 +417,11 @@ def _read_details(
 def _detail(location: str, column: str, name: str, texts: pa.Array, of_image: pa.Array) -> pa.Array:
     """A column of the manifest from the texts of the images, which are null where they are blank."""
     if name == schema.SPLIT:
-        splits = translated(texts, _SPLITS)
+        splits = translated(texts, SPLIT_WORDS)
         wrong = pc.and_(pc.is_null(splits), pc.not_equal(texts, ""))
         if (row := pc.index(wrong, True).as_py()) >= 0:
             raise invalid_value(location, row, f"train, val or test in the column {column}", texts[row].as_py())
-        return translated(of_image, _SPLITS)
+        return translated(of_image, SPLIT_WORDS)
     if name == schema.VIEW:
         return translated(of_image, _VIEWS)
     if name == schema.SEX:

@@ -1,13 +1,11 @@
 """Labels, boxes and masks that the user gives beside an archive, joined to the images of its manifest.
 
-Boxes and masks are joined to images by the `image_files.image_key` of the image id or the file name; `labels` joins
-tables. Notes say what matched before anything is decoded.
+All of them name images in the ways that `image_match` recognizes. Notes say what matched before anything is decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,8 @@ from cxr.errors import UserError
 from cxr.sources import rater_agreement, rle
 from cxr.sources.annotations import frames_of
 from cxr.sources.box_files import read_boxes
-from cxr.sources.image_files import image_key, image_keys
+from cxr.sources.image_files import image_keys
+from cxr.sources.image_match import Match, image_paths, match_images
 from cxr.sources.labels import mapped, with_label_table
 from cxr.sources.manifest import Manifest, labels_column, replace_column
 from cxr.sources.mask_files import read_masks
@@ -83,28 +82,24 @@ def with_boxes(manifest: Manifest, location: str, *, listed_only: bool = True) -
     """
     read = read_boxes(location)
     file, table = storage.name(location), manifest.table
-    ids, files = (image_keys(table[column]) for column in (schema.IMAGE_ID, schema.SOURCE_URI))
-    by_file = pc.and_(read.rows_of(ids).is_null(), read.rows_of(files).is_valid())
-    images = pc.if_else(by_file, files, ids)
-    listed = read.rows_of(images).is_valid()
-    here, entries = images.to_pylist(), dict.fromkeys(read.images.to_pylist())
-    if not pc.any(listed).as_py():
-        raise _no_match(location, here, entries)
-    rows = images
+    match = _matched(table, read.images, location)
+    row = pa.array(match.rows, mask=match.rows < 0)
+    unmatched = _unmatched_notes(
+        table, read.images, match, file, "skipped" if listed_only else "so that their boxes are unknown"
+    )
     if listed_only:
-        table, rows = table.filter(listed), images.filter(listed)
-    row = read.rows_of(rows)
-    boxes = read.boxes.take(row)
-    frames = pc.coalesce(frames_of(read.sizes, rows), table[schema.BOXES_FRAME].combine_chunks())
+        table, row = table.filter(row.is_valid()), row.drop_null()
+    images, boxes = read.images.take(row), read.boxes.take(row)
+    frames = pc.coalesce(frames_of(read.sizes, images), table[schema.BOXES_FRAME].combine_chunks())
     table = replace_column(table, schema.BOXES, boxes)
     table = replace_column(table, schema.BOXES_FRAME, frames)
-    table = replace_column(table, schema.LABELS, labels_column(read.labels_of(rows)))
+    table = replace_column(table, schema.LABELS, labels_column(read.labels_of(images)))
     notes = [
         *manifest.notes,
         *read.notes,
-        f"labels and boxes of {pc.sum(listed).as_py():,} of {counted(len(images), 'image')}: {file}",
+        f"labels and boxes of {np.sum(match.rows >= 0):,} of {counted(len(match.rows), 'image')}: {file}",
         *_count_notes(boxes.filter(row.is_valid()), read.findings),
-        *_unmatched_notes(file, here, entries, "skipped" if listed_only else "so that their boxes are unknown"),
+        *unmatched,
     ]
     return Manifest(table, read.findings, notes)
 
@@ -116,7 +111,8 @@ def with_masks(manifest: Manifest, labeling: Labeling) -> Manifest:
         UserError: as `read_masks`, or there is a mask of none of the images.
     """
     location = storage.normalize(labeling.masks)
-    ids, files = (_keys(manifest.table[column]) for column in (schema.IMAGE_ID, schema.SOURCE_URI))
+    table = manifest.table
+    ids, files = (image_keys(table[column]).to_pylist() for column in (schema.IMAGE_ID, schema.SOURCE_URI))
     read = read_masks(
         location,
         {*ids, *files},
@@ -124,25 +120,25 @@ def with_masks(manifest: Manifest, labeling: Labeling) -> Manifest:
         form=labeling.mask_code,
         quality=labeling.mask_quality,
     )
-    images = _image_keys(manifest.table, read.masks)
-    if read.masks.keys().isdisjoint(images):
-        raise _no_match(location, images, read.masks)
+    entries = pa.array(list(read.masks), pa.string())
+    match = _matched(table, entries, location)
+    listed = list(read.masks.values())
     masks: list[list[dict[str, Any]] | None] = []
-    for image, own in zip(images, manifest.table[schema.MASKS].to_pylist(), strict=True):
-        of_image = read.masks.get(image, ())
+    for row, own in zip(match.rows.tolist(), table[schema.MASKS].to_pylist(), strict=True):
+        of_image = listed[row] if row >= 0 else ()
         replaced = {mask[schema.LABEL] for mask in of_image}
         remaining = [mask for mask in own or () if mask[schema.LABEL] not in replaced]
         masks.append([*remaining, *of_image] if own is not None or of_image else None)
     file = storage.name(location)
-    listed = [read.masks[image] for image in images if image in read.masks]
+    of_images = [listed[row] for row in match.rows[match.rows >= 0]]
     notes = [
         *manifest.notes,
         *read.notes,
-        *_mask_notes(file, listed, read.labels),
-        *_unmatched_notes(file, images, read.masks, "so that their masks are unknown"),
+        *_mask_notes(file, of_images, read.labels),
+        *_unmatched_notes(table, entries, match, file, "so that their masks are unknown"),
     ]
     column = pa.array(masks, schema.MANIFEST.field(schema.MASKS).type)
-    return Manifest(replace_column(manifest.table, schema.MASKS, column), manifest.findings, notes)
+    return Manifest(replace_column(table, schema.MASKS, column), manifest.findings, notes)
 
 
 def _mask_notes(file: str, of_images: Sequence[Sequence[Mapping[str, Any]]], labels: Sequence[str]) -> list[str]:
@@ -155,22 +151,22 @@ def _mask_notes(file: str, of_images: Sequence[Sequence[Mapping[str, Any]]], lab
     return notes
 
 
-def _image_keys(images: pa.Table, entries: Collection[str]) -> list[str]:
-    """The key by which a file may list each image: of its id or, if there is no such entry, of its file's name."""
-    ids, files = (_keys(images[column]) for column in (schema.IMAGE_ID, schema.SOURCE_URI))
-    return [file if key not in entries and file in entries else key for key, file in zip(ids, files, strict=True)]
+def _matched(images: pa.Table, entries: pa.Array, location: str) -> Match:
+    """The entry of a list, by its `image_paths`, for each image.
 
-
-def _keys(names: pa.ChunkedArray) -> list[str]:
-    return [image_key(name) for name in names.to_pylist()]
-
-
-def _no_match(location: str, images: Sequence[str], entries: Collection[str]) -> UserError:
-    return UserError(
-        f"expected images of this archive in {location}, got a list with none of its "
-        f"{counted(len(images), 'image')}; the archive has {_examples(images)}, the list {_examples(entries)}: use "
-        f"the list of these images"
-    )
+    Raises:
+        UserError: there is none for any image.
+    """
+    match = match_images(images, pa.chunked_array([entries.cast(pa.large_string())]))
+    if (match.rows < 0).all():
+        ids = image_paths(images[schema.IMAGE_ID])
+        paths = "give paths in it, because file names are not unique"
+        remedy = paths if match.ambiguous else "use the list of these images"
+        raise UserError(
+            f"expected images of this archive in {location}, got a list with none of its "
+            f"{counted(len(ids), 'image')}; the archive has {_examples(ids)}, the list {_examples(entries)}: {remedy}"
+        )
+    return match
 
 
 def _count_notes(boxes: pa.Array, labels: Sequence[str]) -> list[str]:
@@ -185,26 +181,32 @@ def _count_notes(boxes: pa.Array, labels: Sequence[str]) -> list[str]:
     ]
 
 
-def _unmatched_notes(file: str, images: Sequence[str], entries: Collection[str], consequence: str) -> list[str]:
+def _unmatched_notes(images: pa.Table, entries: pa.Array, match: Match, file: str, consequence: str) -> list[str]:
     """Which images of the archive have no entry in a file, which entries have no image, and examples of both."""
-    notes, here = [], set(images)
-    unlisted = [image for image in dict.fromkeys(images) if image not in entries]
-    missing = [entry for entry in entries if entry not in here]
-    if unlisted:
-        notes.append(
-            f"not listed in {file}, {consequence}: {len(unlisted):,} of {counted(len(here), 'image')}, "
-            f"such as {_examples(unlisted)}"
+    notes = []
+    unlisted = np.flatnonzero(match.rows < 0)
+    missing = np.setdiff1d(np.arange(len(entries)), match.rows)
+    if len(unlisted):
+        examples = _examples(image_paths(images[schema.IMAGE_ID].take(pa.array(unlisted[:_EXAMPLES]))))
+        shared = (
+            f"; with a file name that is not unique, so that {file} must give paths: {match.ambiguous:,}"
+            if match.ambiguous
+            else ""
         )
-    if missing:
+        notes.append(
+            f"not listed in {file}, {consequence}: {len(unlisted):,} of {counted(len(match.rows), 'image')}, "
+            f"such as {examples}{shared}"
+        )
+    if len(missing):
         notes.append(
             f"missing from the archive: {len(missing):,} of {counted(len(entries), 'image')} listed in {file}, such "
-            f"as {_examples(missing)}"
+            f"as {_examples(entries.take(pa.array(missing[:_EXAMPLES])))}"
         )
     return notes
 
 
-def _examples(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, islice(names, _EXAMPLES)))
+def _examples(names: pa.Array) -> str:
+    return ", ".join(map(repr, names[:_EXAMPLES].to_pylist()))
 
 
 def agreed(manifest: Manifest, min_readers: int) -> Manifest:

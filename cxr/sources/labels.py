@@ -135,7 +135,15 @@ def labels_note(labels_NF: np.ndarray, findings: Sequence[str]) -> str:
 
 
 def mapped(manifest: Manifest, labeling: Labeling) -> Manifest:
-    """Apply the mapping and the policy for uncertain labels to the labels and boxes of an archive's source."""
+    """Apply the mapping and the policy for uncertain labels to the labels and boxes of an archive's source.
+
+    Raises:
+        UserError: there are no labels.
+    """
+    if not manifest.findings:
+        raise UserError(
+            "expected an archive with labels for --uncertain-as and --label-mapping, got one without: add --labels"
+        )
     mapping = read_mapping(labeling.label_mapping, labeling.uncertain_as)
     table, findings = manifest.table, manifest.findings
     known = table[schema.LABELS].is_valid()
@@ -152,14 +160,17 @@ def mapped(manifest: Manifest, labeling: Labeling) -> Manifest:
 
 
 def _uncertain(extra: pa.ChunkedArray, findings: Sequence[str]) -> dict[int, np.ndarray]:
-    """(N,) bool by finding: whether it is uncertain, for the findings that `labeler` marked so in `schema.EXTRA`."""
+    """(N,) bool by finding: whether it is uncertain, for the findings that `labeler` marked so in `schema.EXTRA`.
+
+    Other findings are marked there if a file of boxes has replaced those of the source.
+    """
     encoded = extra.combine_chunks().dictionary_encode()
     code_N = pc.fill_null(encoded.indices, -1).to_numpy()
     marked = np.zeros((len(findings), len(encoded.dictionary) + 1), bool)  # the last is that of null
     numbers = {finding: number for number, finding in enumerate(findings)}
     for at, text in enumerate(encoded.dictionary.to_pylist()):
         if UNCERTAIN in text:
-            for finding in filter(None, json.loads(text).get(UNCERTAIN, "").split("|")):
+            for finding in numbers.keys() & json.loads(text).get(UNCERTAIN, "").split("|"):
                 marked[numbers[finding], at] = True
     return {number: marked[number][code_N] for number in np.flatnonzero(marked.any(1)).tolist()}
 

@@ -1,11 +1,12 @@
 """Masks that a user gives beside an archive (`--masks`): a folder of pictures, COCO JSON, or a CSV of run lengths.
 
-    folder      PNG, GIF or other pictures named like their images, perhaps with an ending such as "_mask". The label
+    folder      PNG, GIF or JPEG files named like their images, perhaps with an ending such as "_mask". The label
                 is `--mask-label`, or the name of the folder in which a mask is. A label may have several folders,
                 such as leftMask and rightMask, whose masks are united; an image needs a mask in each of them.
     COCO JSON   see `coco`. Labels are its categories; an image without annotations has empty masks.
     CSV         ImageId, EncodedPixels: a row for each piece of a mask of `--mask-label`, "-1" or blank for none.
-                There may be columns for the label (class_name), and the height and width that the code is for.
+                There may be columns for the label (class_name), and the height and width that the code is for. A
+                row with neither label nor code means that the image shows none of the labels.
     CheXmask    Gaggion et al. 2024 (https://physionet.org/content/chexmask-cxr-segmentation-data): Left Lung, Right
                 Lung, Heart (absolute codes along rows, as its repository CheXmask-Database decodes them), Height,
                 Width, and Dice RCA (Mean), the estimated quality; its data dictionary recommends to use masks with
@@ -32,7 +33,8 @@ from cxr.errors import ImageRejectedError, UserError
 from cxr.sources import coco, rle
 from cxr.sources.annotations import side_px
 from cxr.sources.coco import Coco
-from cxr.sources.image_files import image_key
+from cxr.sources.image_files import IMAGE_SUFFIXES
+from cxr.sources.image_match import image_paths
 from cxr.sources.label_rows import word_key
 from cxr.sources.options import MaskCode
 from cxr.sources.rle import Form
@@ -46,9 +48,12 @@ _LABEL_COLUMNS = ("classname", "label", "finding", "class")
 _LUNG_WORDS = frozenset(
     ("lung", "lungs", "leftlung", "rightlung", "leftmask", "rightmask", "lungmask", "lungmasks", "lungfields")
 )
-PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_PICTURES = frozenset((".png", ".gif", ".jpg", ".jpeg"))
+_IMAGES = frozenset(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+_KNOWN_LABELS = {word_key(name): name for name in (schema.PNEUMOTHORAX, HEART)} | dict.fromkeys(
+    _LUNG_WORDS, schema.LUNGS
+)
 _ENDINGS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_label")
-_NO_MASK = ("", rle.EMPTY, f"{rle.EMPTY}.0")
 _BLOCK_BYTES = 1 << 24  # of CSV; a row may not be longer
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -57,7 +62,7 @@ Mask = dict[str, Any]  # an item of schema.MASK_SOURCE_TYPE
 
 @dataclass(frozen=True)
 class MaskList:
-    """Masks by `image_key`, as far as they are known: an image may lack some of the labels."""
+    """Masks by `image_match.image_paths`, as far as they are known: an image may lack some of the labels."""
 
     labels: tuple[str, ...]
     masks: Mapping[str, Sequence[Mask]]
@@ -70,7 +75,7 @@ def read_masks(
     """List masks in one of the formats above; no picture is opened, and no code decoded.
 
     Args:
-        images: `image_key` of the archive's images.
+        images: `image_key` of the archive's images; other rows of a table are not read.
         label: label of masks whose format does not name it.
         form: of run lengths in a CSV file. auto: absolute along columns if all runs are in order then, else relative.
         quality: least `QUALITY` of CheXmask's masks.
@@ -94,23 +99,29 @@ def read_masks(
 
 
 def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], label: str) -> MaskList:
-    of_folder: dict[str, dict[str, str]] = defaultdict(dict)  # folder -> image -> URI
-    shared = 0
-    for file in sorted(files, key=lambda file: file.path):
-        folder, _, name = file.path.rpartition("/")
-        if name.lower().endswith(PICTURES):
-            key = _without_ending(image_key(name), images)
-            shared += of_folder[folder].setdefault(key, file.uri) != file.uri
-    if not of_folder:
-        raise UserError(f"expected masks as PNG or GIF files in {uri}, got none: use the folder that contains them")
-    if "" in of_folder and not label:
+    pictures = [file for file in sorted(files, key=lambda file: file.path) if _suffix(file) in _PICTURES]
+    others = Counter(suffix for file in files if (suffix := _suffix(file)) not in _PICTURES)
+    unsupported = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()) if suffix in _IMAGES)
+    if not pictures and unsupported:
+        raise UserError(f"expected masks as PNG, GIF or JPEG files in {uri}, got {unsupported}: convert them to PNG")
+    if not pictures:
         raise UserError(
-            f"expected masks in folders named like their labels, got {counted(len(of_folder['']), 'mask')} in {uri} "
-            f"itself: say what they show with --mask-label"
+            f"expected masks as PNG, GIF or JPEG files in {uri}, got none: use the folder that contains them"
         )
+    if not label and (alone := sum("/" not in file.path for file in pictures)):
+        raise UserError(
+            f"expected masks in folders named like their labels, got {counted(alone, 'mask')} in {uri} itself: say "
+            f"what they show with --mask-label"
+        )
+    places = [_place(file.path, label) for file in pictures]
+    names = image_paths(pa.array([name for _, name in places], pa.string())).to_pylist()
+    of_folder: dict[str, dict[str, str]] = defaultdict(dict)  # name of the folder -> image -> URI
+    shared = 0
+    for file, (folder, _), name in zip(pictures, places, names, strict=True):
+        shared += of_folder[folder].setdefault(_without_ending(name, images), file.uri) != file.uri
     folders: dict[str, list[str]] = defaultdict(list)
     for folder in of_folder:
-        folders[label or mask_label(storage.name(folder))].append(folder)
+        folders[label or mask_label(folder)].append(folder)
     masks: dict[str, list[Mask]] = defaultdict(list)
     incomplete: set[str] = set()
     for each, parts in folders.items():
@@ -121,8 +132,10 @@ def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], 
             else:
                 incomplete.add(image)
     notes = []
+    if unsupported:
+        notes.append(f"masks not used, because they are not PNG, GIF or JPEG files: {unsupported}")
     if incomplete:
-        parts = " and ".join(storage.name(part) for parts in folders.values() if len(parts) > 1 for part in parts)
+        parts = " and ".join(part for parts in folders.values() if len(parts) > 1 for part in parts)
         notes.append(
             f"masks not used, because an image needs one in each of {parts}: {counted(len(incomplete), 'image')}"
         )
@@ -131,19 +144,36 @@ def _from_folder(uri: str, files: Sequence[FileEntry], images: Collection[str], 
     return MaskList(tuple(folders), masks, notes)
 
 
+def _suffix(file: FileEntry) -> str:
+    """The extension of a file's name, such as ".png"."""
+    _, dot, suffix = file.path.rpartition("/")[2].rpartition(".")
+    return dot + suffix.lower()
+
+
+def _place(path: str, label: str) -> tuple[str, str]:
+    """The folder that names the label of a mask, and the path without it: "a/lungs/b.png" -> "lungs", "a/b.png".
+
+    The folder is "" for one that only groups masks of the given label, such as that of a patient.
+    """
+    folders, slash, name = path.rpartition("/")
+    outer, outer_slash, folder = folders.rpartition("/")
+    if not slash or (label and word_key(folder) not in _KNOWN_LABELS):
+        return "", path
+    return folder, f"{outer}{outer_slash}{name}"
+
+
 def mask_label(word: str) -> str:
     """The label of masks named so: `schema.LUNGS` for a lung or both, the name of a known label, or the word."""
-    key = word_key(word)
-    known = {word_key(name): name for name in (schema.PNEUMOTHORAX, HEART)} | dict.fromkeys(_LUNG_WORDS, schema.LUNGS)
-    return known.get(key, word.strip())
+    return _KNOWN_LABELS.get(word_key(word), word.strip())
 
 
-def _without_ending(key: str, images: Collection[str]) -> str:
-    """The image's key, where a mask's name has an ending such as "_mask"."""
+def _without_ending(name: str, images: Collection[str]) -> str:
+    """The image's name, where a mask's name has an ending such as "_mask"."""
+    key = name.rpartition("/")[2]
     for ending in _ENDINGS if key not in images else ():
         if key.lower().endswith(ending) and key[: -len(ending)] in images:
-            return key[: -len(ending)]
-    return key
+            return name[: -len(ending)]
+    return name
 
 
 # ---- COCO
@@ -210,7 +240,7 @@ class _CodeTable:
         return next((self.columns[name] for name in names if name in self.columns), None)
 
     def rows(self, images: Collection[str], columns: Sequence[int]) -> Iterator[tuple[int, str, Sequence[str]]]:
-        """Number in the file, `image_key` and values of each row; without the values for images not in `images`."""
+        """Number in the file, name and values of each row; without the values if `images` lack the `image_key`."""
         names = [f"f{number}" for number in dict.fromkeys((self.image, *columns))]
         options = (
             csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, autogenerate_column_names=True),
@@ -220,11 +250,10 @@ class _CodeTable:
         row = 1
         try:
             for batch in csv.open_csv(self._stream(), *options):
-                keys = map(image_key, batch[names[0]].to_pylist())
-                for at, key in enumerate(keys):
+                for at, name in enumerate(image_paths(batch[names[0]]).to_pylist()):
                     if row > 1:
-                        known = key in images
-                        yield row, key, [batch[f"f{n}"][at].as_py().strip() for n in columns] if known else ()
+                        known = name.rpartition("/")[2] in images
+                        yield row, name, [batch[f"f{n}"][at].as_py().strip() for n in columns] if known else ()
                     row += 1
         except pa.ArrowInvalid as error:  # whose message may contain the row
             fields = re.search(r"Expected (\d+) columns, got (\d+)", str(error))
@@ -234,7 +263,7 @@ class _CodeTable:
 
     def error(self, row: int, expected: str, got: str) -> UserError:
         """The error to raise for an invalid value in a row, numbered from 1, the header."""
-        return UserError(f"{self.location}, row {row}: expected {expected}, got {got[:60]!r}")
+        return UserError(f"{self.location}, row {row}: expected {expected}, got {got[:60]!r}: correct the row")
 
     def _stream(self) -> pa.NativeFile:
         stream = pa.BufferReader(self._data)
@@ -250,6 +279,7 @@ def _from_codes(table: _CodeTable, images: Collection[str], label: str, form: Ma
     sized = len(sides) == 2
     columns = [code, *([] if word is None else [word]), *(sides if sized else [])]
     masks: dict[str, dict[str, list[Mask]]] = {}
+    without_any: list[str] = []  # images
     in_order: Counter[bool | None] = Counter()
     for row, image, values in table.rows(images, columns):
         of_image = masks.setdefault(image, {})
@@ -257,21 +287,28 @@ def _from_codes(table: _CodeTable, images: Collection[str], label: str, form: Ma
             continue
         text, *rest = values
         name = mask_label(rest.pop(0)) if word is not None else ""
+        if not (label or name):
+            if text not in rle.NO_MASK:
+                raise table.error(row, "a label for this mask", "")
+            without_any.append(image)
+            continue
         of_label = of_image.setdefault(label or name, [])
-        if text in _NO_MASK:
+        if text in rle.NO_MASK:
             continue
         try:
             in_order[rle.has_absolute_order(text)] += 1
         except ImageRejectedError:
             raise table.error(row, "pairs of a position and a length, or -1 for an empty mask", text) from None
         of_label.append(_coded(label or name, text, size=_size(table, row, rest) if sized else None))
+    labels = dict.fromkeys(name for of_image in masks.values() for name in of_image)
+    for image in without_any:
+        masks[image] |= {name: masks[image].get(name, []) for name in labels}
     chosen = _chosen_form(table.location, in_order) if form == "auto" else form
     for of_image in masks.values():
         for name, pieces in of_image.items():
             for piece in pieces:
                 piece[schema.MASK_FORM] = chosen
             of_image[name] = pieces or [_coded(name, rle.EMPTY)]
-    labels = dict.fromkeys(name for of_image in masks.values() for name in of_image)
     united = {image: [mask for pieces in of_image.values() for mask in pieces] for image, of_image in masks.items()}
     return MaskList(tuple(labels), united, [f"mask codes in {storage.name(table.location)} are read as {chosen}"])
 

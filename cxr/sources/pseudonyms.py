@@ -6,9 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cxr import storage
 from cxr.errors import UserError
@@ -36,7 +34,7 @@ class Pseudonyms:
         if value is None:
             return None
         if self.keep_ids:
-            return value.decode("utf-8", "replace")
+            return value.decode("utf-8", "backslashreplace")  # keeps different ids different
         return hmac.digest(self.key, kind.encode() + b"\0" + value, "sha256").hex()[:ID_CHARS]
 
     def describe(self) -> dict[str, str | bool]:
@@ -62,7 +60,7 @@ def open_pseudonyms(id_key: str, keep_ids: bool, folder: str) -> Pseudonyms:
         return Pseudonyms(secrets.token_bytes(32), keep_ids)
     uri = storage.join(folder, KEY_FILE)
     if not storage.exists(uri):
-        _write_once(uri, secrets.token_hex(32).encode())
+        storage.replace_if(uri, secrets.token_hex(32).encode(), None, private=True)  # unless another process did
     return Pseudonyms(read_key(uri, uri), keep_ids)
 
 
@@ -95,20 +93,3 @@ def _checked(content: bytes, where: str) -> bytes:
             f"with openssl rand -hex 32"
         )
     return key
-
-
-def _write_once(uri: str, key: bytes) -> None:
-    """Write a key unless another process was faster; only the owner may read a local file."""
-    if not storage.is_local(uri):
-        storage.replace_if(uri, key, None)
-        return
-    path = Path(storage.normalize(uri))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(key)
-        with suppress(FileExistsError):
-            os.link(temporary, path)  # unlike a rename, never replaces the key of another process
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from cxr.errors import ImageRejectedError
 from cxr.wording import counted
 
 EMPTY = "-1"
+NO_MASK = ("", EMPTY, f"{EMPTY}.0")  # how the lists of others write it
 Form = Literal["relative", "absolute", "absolute-rows", "polygon"]
 FORMS: tuple[Form, ...] = get_args(Form)
 

@@ -30,8 +30,8 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.csv_table import CsvTable, has_columns, read_csv
-from cxr.sources.image_files import PATH, image_ids, image_key, list_images
-from cxr.sources.label_rows import contradictions_note, merged_row, presence_notes, rows_by_image
+from cxr.sources.image_files import PATH, image_ids, image_key, image_keys, list_images
+from cxr.sources.label_rows import ImageKeys, contradictions_note, merged_row, presence_notes, rows_by_image
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 
@@ -94,8 +94,10 @@ def manifest(uri: str) -> Manifest:
     return Manifest(manifest_table(columns, FRAME_PX), (FINDING,), notes)
 
 
-def read_labels(table: CsvTable) -> tuple[dict[str, int], dict[str, list[Box] | None], list[str]]:
-    """Labels and boxes by `image_key`, and notes. Repeated rows count once.
+def read_labels(
+    table: CsvTable, keys_of: ImageKeys = image_keys
+) -> tuple[dict[str, int], dict[str, list[Box] | None], list[str]]:
+    """Labels and boxes by the images' keys, and notes. Repeated rows count once.
 
     An image whose rows contradict each other has an unknown label and null boxes. A positive image without a box has
     null boxes, which are unknown; a negative one has an empty list.
@@ -104,7 +106,7 @@ def read_labels(table: CsvTable) -> tuple[dict[str, int], dict[str, list[Box] | 
     labels: dict[str, int] = {}
     boxes: dict[str, list[Box] | None] = {}
     contradictory = 0
-    for image, rows in rows_by_image(table, IMAGE).items():
+    for image, rows in rows_by_image(table, IMAGE, keys_of).items():
         for row in rows:
             if targets[row] not in _TARGETS:
                 raise table.error(row, f"a {TARGET} of 0 or 1", targets[row])

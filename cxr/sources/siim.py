@@ -53,7 +53,6 @@ TRAIN_FILE, TEST_FILE = "stage_1_train_images.csv", "stage_1_test_images.csv"
 IMAGE_ID, CODE = "ImageId", "EncodedPixels"
 FILE_NAME, HAS_PNEUMOTHORAX = "new_filename", "has_pneumo"
 
-_NO_MASK = ("", rle.EMPTY, f"{rle.EMPTY}.0")
 _LABELS = {
     **dict.fromkeys(("1", "1.0", "true"), schema.POSITIVE),
     **dict.fromkeys(("0", "0.0", "false"), schema.NEGATIVE),
@@ -144,7 +143,7 @@ def _from_dicom_release(location: str) -> tuple[_Entries, list[str]]:
     encoded = rows[_KEY].combine_chunks().dictionary_encode()
     image_N, images = encoded.indices.to_numpy(), len(encoded.dictionary)  # numbered as they first occur
     del rows
-    is_empty = pc.is_in(codes, value_set=pa.array(_NO_MASK)).to_numpy(zero_copy_only=False)
+    is_empty = pc.is_in(codes, value_set=pa.array(rle.NO_MASK)).to_numpy(zero_copy_only=False)
     is_piece = ~is_empty & pc.match_substring_regex(codes, _PIECE).to_numpy(zero_copy_only=False)
     unusable = ~is_empty & ~is_piece
     pieces, empty, other = (

@@ -15,6 +15,11 @@ from cxr.errors import UserError
 VAL_SHARE = 0.1  # of the patients that are not in an official test list
 VAL_AT_LEAST = 10  # patients; VAL_SHARE of archives with fewer than a hundred, where chance might leave only one
 TEST_SHARE = 0.1  # of the patients that are in no official list
+SPLIT_WORDS = {  # in the lists of users, in lower case
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _CHUNK = 65_536  # ids that are Python objects at a time
 
 

@@ -55,7 +55,15 @@ def _parquet(location: str, data: bytes) -> pa.Table:
 def _text(column: pa.ChunkedArray) -> pa.Array | None:
     """The column as text, "" for null; None if its type has no text form."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        column = pc.binary_join(column.cast(pa.list_(pa.string())), LIST_SEPARATOR)
+        column = _joined(column.cast(pa.list_(pa.string())))
     elif pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
         return None
     return pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), "")).combine_chunks()
+
+
+def _joined(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The texts of each list, joined; a null in a list is a blank."""
+    lists = pa.concat_arrays(column.chunks)
+    values = pc.fill_null(lists.values, "")
+    filled = pa.ListArray.from_arrays(lists.offsets, values, mask=lists.is_null())
+    return pa.chunked_array([pc.binary_join(filled, LIST_SEPARATOR)])

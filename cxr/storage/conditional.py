@@ -12,7 +12,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from cxr.storage import s3
-from cxr.storage.files import read_bytes, write_bytes
+from cxr.storage.files import read_bytes, write_bytes, write_new
 from cxr.storage.retries import retried
 from cxr.storage.uri import NotFoundError, is_local, normalize
 
@@ -20,18 +20,24 @@ _CONFLICT = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _UNSUPPORTED = {"NotImplemented", "InvalidArgument", "InvalidRequest", "501"}  # servers without conditional writes
 
 
-def replace_if(uri: str, data: bytes, previous: bytes | None) -> bool:
+def replace_if(uri: str, data: bytes, previous: bytes | None, *, private: bool = False) -> bool:
     """Write a small file if its content is still `previous` (None: absent); return whether it was written.
 
-    This is atomic on local disks with file locks and on S3 servers with conditional writes. Elsewhere, Google Cloud
-    Storage included, another process may write between the comparison and the replacement.
+    This is atomic on local disks with file locks or, where `previous` is None, with hard links, and on S3 servers
+    with conditional writes. Elsewhere, Google Cloud Storage included, another process may write between the
+    comparison and the replacement.
+
+    Args:
+        private: only the owner may read a local file.
     """
     if uri.startswith("s3://"):
         return retried(uri, lambda: _replace_s3(uri, data, previous))
     with _locked(Path(normalize(uri)).parent) if is_local(uri) else _unlocked():
         current = _content(uri)
+        if current is None and previous is None and is_local(uri):
+            return write_new(uri, data, private=private) or _content(uri) == data
         if current == previous:
-            write_bytes(uri, data)
+            write_bytes(uri, data, private=private)
         return current in (previous, data)
 
 

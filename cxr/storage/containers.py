@@ -16,7 +16,7 @@ from cxr.storage.filesystems import file_info
 from cxr.storage.ranges import ByteStream, local_version
 from cxr.storage.retries import retried
 from cxr.storage.tar_container import read_tar
-from cxr.storage.uri import is_container, join, local_uri, name, normalize, reject_damaged, split_member
+from cxr.storage.uri import check_utf8, is_container, join, local_uri, name, normalize, reject_damaged, split_member
 from cxr.storage.zip_container import read_zip
 
 _CACHED = 16  # containers whose index a process keeps
@@ -54,9 +54,10 @@ def archive_root(uri: str) -> str:
     Other URIs are returned in their normal form. Packing a folder usually gives such a container.
 
     Raises:
-        StorageError: the container cannot be read.
+        StorageError: the path is not valid UTF-8, or the container cannot be read.
     """
     uri = normalize(uri)
+    check_utf8(uri)
     if is_container(uri) and not split_member(uri):
         if retried(uri, lambda: file_info(uri)).type != fs.FileType.File:
             return uri

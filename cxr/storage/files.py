@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -26,11 +27,21 @@ from cxr.storage.ranges import open_local, read_up_to
 from cxr.storage.recorded_reads import record_read
 from cxr.storage.retries import retried
 from cxr.storage.s3_upload import uploaded
-from cxr.storage.uri import NotFoundError, StorageError, check_writable_uri, is_local, join, normalize, split_member
+from cxr.storage.uri import (
+    NotFoundError,
+    StorageError,
+    check_utf8,
+    check_writable_uri,
+    is_local,
+    join,
+    normalize,
+    split_member,
+)
 
 HEAD_BYTES = 4096  # first bytes of a file, which `read_bytes` passes to its check
 _COPY_THREADS = 8
 _PROBE_BYTES = 1 << 16
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}  # exFAT, FUSE and SMB
 _CHUNK = 8 << 20  # bytes copied at a time
 _IN_PARTS = TransferConfig(multipart_threshold=4 * _CHUNK, multipart_chunksize=2 * _CHUNK, use_threads=False)
 
@@ -91,6 +102,23 @@ def write_bytes(uri: str, data: bytes, *, private: bool = False) -> None:
     retried(uri, lambda: _put(uri, io.BytesIO(data), private))
 
 
+def write_new(uri: str, data: bytes, *, private: bool = False) -> bool:
+    """Write a local file like `write_bytes` unless it exists; return whether it was written.
+
+    On file systems without hard links, a file that appears in the meantime is replaced.
+    """
+
+    def write() -> bool:
+        try:
+            with _replacing(Path(normalize(uri)), private, _link) as target:
+                target.write(data)
+        except FileExistsError:
+            return False
+        return True
+
+    return retried(uri, write)
+
+
 def read_text(uri: str) -> str:
     return read_bytes(uri).decode()
 
@@ -144,8 +172,9 @@ def check_readable(uri: str) -> None:
 
     Raises:
         NotFoundError: it does not exist, or it is an empty folder.
-        StorageError: it cannot be listed, or its server does not respond.
+        StorageError: it cannot be listed, its path is not valid UTF-8, or its server does not respond.
     """
+    check_utf8(normalize(uri))
     if next(list_files(uri), None) is None:
         raise NotFoundError(f"{uri} is an empty folder: correct the URI, or add files first")
 
@@ -303,13 +332,26 @@ def _put_gcs(files: fs.FileSystem, path: str, source: BinaryIO) -> None:
 
 
 @contextmanager
-def _replacing(path: Path, private: bool = False) -> Iterator[BinaryIO]:
+def _replacing(
+    path: Path, private: bool = False, publish: Callable[[Path, Path], None] | None = None
+) -> Iterator[BinaryIO]:
+    """Write to a temporary file, which `publish` then gives its name; the default replaces a file of this name."""
     path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with open(os.open(partial, flags, 0o600 if private else 0o666), "wb") as stream:
             yield stream
-        os.replace(partial, path)  # noqa: PTH105
+        (publish or os.replace)(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Unlike a rename, a link never replaces a file, but not all file systems have links."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        os.replace(partial, path)  # noqa: PTH105

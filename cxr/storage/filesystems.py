@@ -11,13 +11,18 @@ from functools import lru_cache
 from pyarrow import fs
 
 from cxr.storage.s3 import S3Files
-from cxr.storage.uri import UnreadableError, is_anonymous, normalize
+from cxr.storage.uri import UnreadableError, check_utf8, is_anonymous, normalize
 
 _SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """pyarrow's file system for a URI, and the path within it."""
+    """pyarrow's file system for a URI, and the path within it.
+
+    Raises:
+        UnreadableError: the path is not valid UTF-8.
+    """
+    check_utf8(normalize(uri))
     scheme, mark, path = normalize(uri).partition("://")
     if not mark:
         return fs.LocalFileSystem(), scheme

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import io
 import lzma
+import re
 import struct
 import zlib
 from typing import Protocol
@@ -20,6 +22,8 @@ STORED, DEFLATED, BZIP2, LZMA = 0, 8, 12, 14  # compression methods of ZIP files
 GZIP = -1  # a gzip file
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_TRAILER = struct.Struct("<4xI")  # size modulo 2**32 (RFC 1952)
+_GZIP_PADDING = bytes(4)  # as the size of the content, it would mean that there is none
+_GZIP_MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]", re.DOTALL)  # its header
 _GZIPPED_IMAGES = (".dcm.gz", ".dicom.gz")
 _LZMA_HEADER = struct.Struct("<2xHBI")  # size of the properties, which are lc, lp, pb and the size of the dictionary
 _LZMA_DICTIONARY = 256 << 20  # bytes; 7-Zip's largest preset uses 64 MiB
@@ -155,7 +159,26 @@ def gunzipped(uri: str, stream: ByteStream, size: int) -> tuple[ByteStream, int]
     data = stream.read()
     if not data.startswith(_GZIP_MAGIC):
         return io.BytesIO(data), len(data)
+    if data.endswith(_GZIP_PADDING) or _GZIP_MEMBER.search(data, 1):
+        return _gunzipped_members(uri, data)
     content = _GZIP_TRAILER.unpack(data[-_GZIP_TRAILER.size :])[0] if len(data) >= 18 else 0
     if problem := claim_problem(content, len(data)):
         reject_damaged(uri, problem)
     return InflatingStream(uri, io.BytesIO(data), len(data), content, GZIP, crc=None), content
+
+
+def _gunzipped_members(uri: str, data: bytes) -> tuple[ByteStream, int]:
+    """Like `gunzipped` for several members or padding, after which the last bytes do not say the size of the content.
+
+    The content is decompressed once to find its size, without keeping it.
+    """
+    size = 0
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as content:
+            while piece := content.read(_PIECE):
+                size += len(piece)
+                if problem := claim_problem(size, len(data)):
+                    reject_damaged(uri, problem)
+    except (OSError, EOFError, zlib.error):
+        reject_damaged(uri, "its compressed data are damaged")
+    return gzip.GzipFile(fileobj=io.BytesIO(data)), size

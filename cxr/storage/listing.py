@@ -27,8 +27,9 @@ _PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{8}}\{PARTIAL_SUFFIX}")  # a local file 
 def list_files(uri: str, special: Counter[str] | None = None) -> Iterator[FileEntry]:
     """Every file below the URI (or the file at the URI), in no particular order.
 
-    Symbolic links are followed, each folder once. A broken link is listed too: it fails when it is read. Members of a
-    container are listed below `CONTAINER!`, not below the folder that contains it.
+    Symbolic links are followed, each folder once. A broken link is listed too: it fails when it is read. What is
+    renamed or deleted during the listing may be missing. Members of a container are listed below `CONTAINER!`, not
+    below the folder that contains it.
 
     Args:
         special: counts what is skipped, by kind: pipes, sockets, devices and unsafe members of containers.
@@ -80,15 +81,24 @@ def _walk(root: str, special: Counter[str]) -> Iterator[tuple[os.DirEntry[str], 
     pending, visited = [root], set()
     while pending:
         folder = pending.pop()
-        status = os.stat(folder)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in visited:
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
+        try:
+            status = os.stat(folder)  # noqa: PTH116
+            entries = os.scandir(folder)
+        except FileNotFoundError:
+            if folder == root:
+                raise
+            continue  # renamed or deleted since it was listed
+        with entries:
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
             for entry in entries:
                 if _PARTIAL.fullmatch(entry.name):
                     continue
-                status = _status(entry)
+                try:
+                    status = _status(entry)
+                except FileNotFoundError:
+                    continue
                 if status and stat.S_ISDIR(status.st_mode):
                     pending.append(entry.path)
                 elif status and (kind := special_kind(status.st_mode)):

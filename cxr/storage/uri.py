@@ -83,12 +83,25 @@ def normalize(uri: str | os.PathLike[str]) -> str:
 def check_writable_uri(uri: str) -> None:
     """Raise StorageError if results cannot be written below a URI, whatever its permissions.
 
-    Containers are only read; and Ray merges the two slashes of an empty folder name into one.
+    Containers are only read; Ray merges the two slashes of an empty folder name into one; and records of a run
+    contain the name of its folder as UTF-8.
     """
+    check_utf8(normalize(uri))
     if split_member(normalize(uri)):
         raise StorageError(f"{uri} is in a ZIP or TAR file, which is only read: choose a folder")
     if not is_local(uri) and "//" in normalize(uri).partition("://")[2]:
         raise StorageError(f"{uri} has an empty folder name (//): remove it")
+
+
+def check_utf8(path: str) -> None:
+    """Raise UnreadableError for a path whose bytes are not valid UTF-8, which pyarrow cannot open."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UnreadableError(
+            f"expected a path in UTF-8, got {shown}: rename the files or folders with \\x in it"
+        ) from None
 
 
 def is_local(uri: str) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 
 from cxr.errors import ImageRejectedError
 from cxr.imaging.decode import decode, to_bits
-from cxr.imaging.png_jpeg import decode_picture
+from cxr.imaging.png_jpeg import decode_mask
 from tests.odd_files import OddFile, encoded, odd_files, radiograph
 
 ODD = odd_files()
@@ -160,7 +160,17 @@ def test_files_that_only_resemble_raw_jsrt_are_rejected(stored: np.ndarray, reas
 def test_gif_masks_of_any_palette_are_exact(mode: str) -> None:
     mask = np.where(radiograph() > 128, 255, 0).astype(np.uint8)
     data = encoded(Pillow.fromarray(mask).convert(mode), "GIF")
-    np.testing.assert_array_equal(decode_picture(data), mask)
+    np.testing.assert_array_equal(decode_mask(data), mask)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+@pytest.mark.parametrize("color", [(128, 0, 0), (0, 0, 255)])
+def test_masks_may_have_any_color_and_size(kind: str, color: tuple[int, int, int]) -> None:
+    """labelme and Pascal VOC write palettes; a large mask is not a color photograph."""
+    mask = Pillow.fromarray(np.tri(64, dtype=np.uint8), mode="P")
+    mask.putpalette([0, 0, 0, *color])
+    for picture in (mask, mask.convert("RGB")):
+        np.testing.assert_array_equal(decode_mask(encoded(picture, kind)), np.tri(64) * max(color))
 
 
 def _gifs() -> dict[str, tuple[bytes, str]]:
@@ -181,4 +191,4 @@ def _gifs() -> dict[str, tuple[bytes, str]]:
 @pytest.mark.parametrize(("data", "reason"), _gifs().values(), ids=_gifs().keys())
 def test_damaged_gifs_are_rejected(data: bytes, reason: str) -> None:
     with pytest.raises(ImageRejectedError, match=reason):
-        decode_picture(data)
+        decode_mask(data)

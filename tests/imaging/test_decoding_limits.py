@@ -120,7 +120,7 @@ def test_an_almost_blank_film_is_not_a_bomb(syntax: uid.UID) -> None:
 def test_an_almost_blank_mask_is_not_a_bomb() -> None:
     mask = np.zeros((5000, 4000), np.uint8)
     mask[:2500, :2000] = 255
-    np.testing.assert_array_equal(png_jpeg.decode_picture(encoded(mask)), mask)
+    np.testing.assert_array_equal(png_jpeg.decode_mask(encoded(mask)), mask)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_running_out_of_memory_in_a_dicom_codec_stays_a_memory_error(
         decode(dicom_file(dataset(GRAY), syntax, codestream))
 
 
-@pytest.mark.parametrize("read", [decode, png_jpeg.decode_picture], ids=["image", "mask"])
+@pytest.mark.parametrize("read", [decode, png_jpeg.decode_mask], ids=["image", "mask"])
 def test_memory_is_checked_before_a_codec_starts(
     read: Callable[[bytes], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

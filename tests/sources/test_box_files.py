@@ -127,6 +127,52 @@ def test_mistakes_name_the_entry(text: str, trouble: str, archive: str, tmp_path
         opened(archive, tmp_path, text)
 
 
+PATIENTS = ("p1/s1/view1.png", "p2/s1/view1.png")
+
+
+@pytest.fixture
+def patients(tmp_path: Path) -> str:
+    """An archive in which two patients have images of the same name."""
+    for path in PATIENTS:
+        (tmp_path / "patients" / path).parent.mkdir(parents=True)
+        (tmp_path / "patients" / path).write_bytes(b"?")
+    return str(tmp_path / "patients")
+
+
+OF_PATIENTS = {
+    "COCO": json.dumps(
+        {
+            "images": [{"id": at, "file_name": f"copy/{path}"} for at, path in enumerate(PATIENTS)],
+            "categories": [{"id": 0, "name": "Pneumonia"}],
+            "annotations": [{"image_id": at, "category_id": 0, "bbox": [at, 0, 8, 8]} for at in range(2)],
+        }
+    ),
+    "VinBigData": "image_id,class_name,x_min,y_min,x_max,y_max,height,width\n"
+    + "".join(f"{path},Pneumonia,{at},0,8,8,{64 + at},64\n" for at, path in enumerate(PATIENTS)),
+    "RSNA": RSNA_HEADER + "".join(f"{path},{at},0,8,8,1\n" for at, path in enumerate(PATIENTS)),
+}
+
+
+@pytest.mark.parametrize("text", OF_PATIENTS.values(), ids=OF_PATIENTS)
+def test_images_with_the_same_name_get_their_own_boxes(text: str, patients: str, tmp_path: Path) -> None:
+    manifest = opened(patients, tmp_path, text)
+    assert manifest.table[schema.IMAGE_ID].to_pylist() == [*PATIENTS]
+    assert [[box[schema.X_MIN] for box in boxes] for boxes in manifest.table[schema.BOXES].to_pylist()] == [[0], [1]]
+    if text is OF_PATIENTS["VinBigData"]:
+        assert manifest.table[schema.BOXES_FRAME].to_pylist() == [[64, 64], [65, 64]]
+
+
+def test_a_name_of_several_images_is_not_enough(patients: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give paths in it, because file names are not unique"):
+        opened(patients, tmp_path, RSNA_HEADER + "view1,1,2,3,4,1\n")
+    manifest = opened(patients, tmp_path, RSNA_HEADER + "view1,1,2,3,4,1\np2/s1/view1,,,,,0\n")
+    assert manifest.table[schema.BOXES].to_pylist() == [[]]
+    assert (
+        "not listed in boxes, skipped: 1 of 2 images, such as 'p1/s1/view1'; with a file name that is not unique, so "
+        "that boxes must give paths: 1"
+    ) in manifest.notes
+
+
 def test_a_table_of_labels_takes_precedence_and_boxes_add_places(archive: str, tmp_path: Path) -> None:
     """Images that the file of boxes does not list have unknown boxes."""
     (tmp_path / "boxes").write_text(json.dumps(coco()))

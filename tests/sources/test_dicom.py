@@ -18,10 +18,12 @@ from cxr import schema, storage
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.schema import PixelFormat
-from cxr.sources import find_source, header_scan, open_manifest
+from cxr.sources import find_source, header_scan, image_files, open_manifest
 from cxr.sources.manifest import Manifest
 from cxr.sources.options import ReadOptions
+from cxr.sources.pseudonyms import Pseudonyms
 from cxr.storage import s3
+from tests.made_containers import container
 from tests.odd_files import dataset, dicom, radiograph
 from tests.servers import faulty
 from tests.servers.faulty import Faulty
@@ -367,6 +369,39 @@ def test_mixed_folders_are_read_as_folders_unless_asked(tmp_path: Path) -> None:
     write(tmp_path, "a.dcm", xray(1))
     assert find_source(str(tmp_path)).name == "folder"
     assert set(read(tmp_path, source="dicom")[1]) == {"1.2.3.1", "b.png"}
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tgz"])
+def test_containers_of_dicom_files_are_read_as_dicom(tmp_path: Path, suffix: str) -> None:
+    ct = xray(8, SOPClassUID="1.2.840.10008.5.1.4.1.1.2", Modality="CT")
+    for year, exams in {"2023": (xray(1), ct), "2024": (xray(2), xray(3, patient="MRN-2"))}.items():
+        files = {f"{number}/x.dcm": dicom(exam) for number, exam in enumerate(exams)}
+        write(tmp_path, f"{year}.{suffix}", container(files | {"viewer.exe": b"MZ"}, suffix))
+    write(tmp_path, f"0_notes.{suffix}", container({"readme.txt": b"?"}, suffix))
+    write(tmp_path, f"1_broken.{suffix}", b"?")
+    assert find_source(str(tmp_path)).name == "dicom"
+    _, rows = read(tmp_path)
+    assert {"1.2.3.1", "1.2.3.2", "1.2.3.3"} < set(rows)
+    assert "1.2.3.8" not in rows
+    assert rows["1.2.3.1"][schema.PATIENT_ID] == rows["1.2.3.2"][schema.PATIENT_ID]
+    assert rows["1.2.3.1"][schema.PATIENT_ID] != rows["1.2.3.3"][schema.PATIENT_ID]
+
+
+@pytest.mark.parametrize("name", ["0VERSION", "IM05X", "viewer.exe", "zz"])
+def test_a_stray_file_does_not_change_the_source(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the file system lists it."""
+    for number in range(20):
+        write(tmp_path, f"IM{number:02}", xray(number))
+    write(tmp_path, name, b"\0\1" * 100)
+    stray_first = sorted(storage.list_files(str(tmp_path)), key=lambda entry: entry.path != name)
+    for listed in (stray_first, stray_first[::-1]):
+        monkeypatch.setattr(image_files, "list_files", lambda *_, listed=listed: iter(listed))
+        assert find_source(str(tmp_path)).name == "dicom"
+
+
+def test_latin_ids_stay_different(tmp_path: Path) -> None:
+    kept = Pseudonyms(b"?" * 16, keep_ids=True)
+    assert [kept.of("PatientID", text.encode("latin-1")) for text in ("MÜ1", "MÄ1")] == ["M\\xdc1", "M\\xc41"]
 
 
 @pytest.fixture

@@ -70,7 +70,8 @@ def test_exactly_the_referenced_images_are_listed(media: Path) -> None:
     assert files[PATH].to_pylist() == ["ROOT", "dicom/im1", "dicom/im2"]
     assert files[schema.SOURCE_URI].to_pylist() == [f"{media}/{path}" for path in files[PATH].to_pylist()]
     assert notes == [
-        "DICOMDIR lists 3 images; files that it does not list are not read: 4",
+        "skipped files that are not images: 1 .exe, 1 .inf",
+        "DICOMDIR lists 3 images; files that it does not list are not read: 2",
         "skipped entries of DICOMDIR: 1 not an image",
     ]
 
@@ -100,7 +101,7 @@ def test_a_medium_in_a_zip_file(media: Path, tmp_path: Path) -> None:
 def test_missing_files_are_rows_with_the_reason(media: Path) -> None:
     (media / "dicom" / "im1").unlink()
     manifest = open_manifest(str(media))
-    assert "DICOMDIR lists 3 images, 1 of which do not exist" in manifest.notes[0]
+    assert "DICOMDIR lists 3 images, 1 of which do not exist" in manifest.notes[1]
     rows = make_rows(manifest.table, PixelFormat(32))
     errors = dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.ERROR].to_pylist(), strict=True))
     assert errors["DICOM/IM1"] == "file not found"

@@ -58,7 +58,7 @@ def test_relative_and_absolute_entries(tmp_path: Path) -> None:
 def test_optional_columns(tmp_path: Path, suffix: str) -> None:
     text = (
         b"uri,image_id,patient_id,split,view,age\n"
-        b"a.dcm,A,p1,Training,PA,1\nb.dcm,B,p1,,LATERAL,2\nc.dcm,C,p2,test,,3\nd.dcm,D,,valid,,4\na.dcm,A,p1,Training,PA,1\n"
+        b"a.dcm,A,p1,Training,PA,1\nb.dcm,B,p1,,LATERAL,2\nc.dcm,C,p2,test,,3\nd.dcm,D,,dev,,4\na.dcm,A,p1,Training,PA,1\n"
     )
     uri = saved(tmp_path / "images.csv", text)
     if suffix == "parquet":

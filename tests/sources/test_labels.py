@@ -14,7 +14,7 @@ import yaml
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources import open_manifest
+from cxr.sources import labeler, open_manifest
 from cxr.sources.chestxray14 import manifest as read_chestxray14
 from cxr.sources.labels import with_label_table
 from cxr.sources.manifest import Manifest
@@ -49,6 +49,7 @@ def parquet(**columns: Any) -> bytes:
 
 FORMS["wide.parquet"] = parquet(file=["a", "b", "c"], Effusion=[True, True, False], Mass=[0.0, 1.0, 0.0])
 FORMS["lists.parquet"] = parquet(file=["a", "b", "c"], labels=[["Effusion"], ["Effusion", "Mass"], ["normal"]])
+FORMS["nulls.parquet"] = parquet(file=["a", "b", "c"], labels=[["Effusion", None], ["Mass", "Effusion"], ["normal"]])
 
 
 @pytest.fixture
@@ -285,6 +286,26 @@ def test_a_policy_applies_to_uncertain_labels_of_a_source(tmp_path: Path, policy
     for labeling in (Labeling(uncertain_as=policy), Labeling(labels=f"{archive}/train.csv", uncertain_as=policy)):
         manifest = open_manifest(archive, labeling=labeling)
         assert list(labels(manifest, "Cardiomegaly", "Lung Opacity", "Edema").values()) == [[label, 1, -1]]
+
+
+def test_boxes_may_replace_the_labels_of_a_source_with_uncertain_ones(tmp_path: Path) -> None:
+    findings = [*labeler.COLUMNS]
+    values = ["-1.0" if finding == "Cardiomegaly" else "" for finding in findings]
+    image = "train/patient00001/study1/view1_frontal.jpg"
+    header = ",".join(["Path,Sex,Age,Frontal/Lateral,AP/PA", *findings])
+    table = f"{header}\n{image},Male,60,Frontal,PA,{','.join(values)}\n"
+    archive = write(tmp_path / "archive", {"train.csv": table}, (image,))
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text(f"image_id,class_name,x_min,y_min,x_max,y_max\n{image},Nodule,1,1,10,10\n")
+    manifest = open_manifest(archive, labeling=Labeling(boxes=str(boxes), uncertain_as="positive"))
+    assert list(labels(manifest, "Nodule").values()) == [[1]]
+
+
+def test_policies_and_mappings_need_labels(archive: str, tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text("findings: {Mass: Nodule}\n")
+    for labeling in (Labeling(uncertain_as="negative"), Labeling(label_mapping=str(tmp_path / "map.yaml"))):
+        with pytest.raises(UserError, match=r"expected an archive with labels for .* got one without: add --labels"):
+            open_manifest(archive, labeling=labeling)
 
 
 # ---- Mistakes

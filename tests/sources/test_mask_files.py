@@ -100,6 +100,45 @@ def test_the_option_names_what_a_flat_folder_shows(archive: str, tmp_path: Path)
         opened(archive, tmp_path / "masks")
 
 
+PATIENTS = ("p1/s1/view1.png", "p2/s1/view1.png")
+
+
+def test_images_with_the_same_name_get_their_own_masks(tmp_path: Path) -> None:
+    for path, mask in zip(PATIENTS, (LEFT, RIGHT), strict=True):
+        save(LEFT, tmp_path / "archive" / path)
+        save(mask, tmp_path / "masks" / path)
+        save(mask, tmp_path / "labels" / path.replace("view1", "Mass/view1_mask"))
+    rows = "".join(f"{path},{rle.encode(mask)}\n" for path, mask in zip(PATIENTS, (LEFT, RIGHT), strict=True))
+    (tmp_path / "codes.csv").write_text(CODES + rows)
+    areas = [{"Mass": int(LEFT.sum())}, {"Mass": int(RIGHT.sum())}]
+    archive = str(tmp_path / "archive")
+    assert stored(opened(archive, tmp_path / "masks", mask_label="Mass")) == areas
+    assert stored(opened(archive, tmp_path / "labels")) == areas
+    assert stored(opened(archive, tmp_path / "codes.csv", mask_label="Mass", mask_code="relative")) == areas
+
+
+def test_folders_of_the_same_name_are_one_label_and_not_two_halves(archive: str, tmp_path: Path) -> None:
+    save(LEFT, tmp_path / "masks/train/lungs/a.png")
+    save(RIGHT, tmp_path / "masks/val/lungs/b.png")
+    assert stored(opened(archive, tmp_path / "masks")) == [
+        {"Lungs": int(LEFT.sum())},
+        {"Lungs": int(RIGHT.sum())},
+        {},
+    ]
+
+
+def test_masks_in_other_formats_are_not_silently_read_later(archive: str, tmp_path: Path) -> None:
+    for name in ("a.bmp", "b.TIFF"):
+        save(LEFT, tmp_path / "masks" / name)
+    expected = r"expected masks as PNG, GIF or JPEG files in .*masks, got 1 \.bmp, 1 \.tiff: convert them to PNG"
+    with pytest.raises(UserError, match=expected):
+        opened(archive, tmp_path / "masks", mask_label="Mass")
+    save(LEFT, tmp_path / "masks/c.png")
+    manifest = opened(archive, tmp_path / "masks", mask_label="Mass")
+    assert "masks not used, because they are not PNG, GIF or JPEG files: 1 .bmp, 1 .tiff" in manifest.notes
+    assert stored(manifest) == [{}, {}, {"Mass": int(LEFT.sum())}]
+
+
 def test_masks_replace_those_of_the_same_label_only(tmp_path: Path) -> None:
     for name in ("1_0", "2_0"):
         image = f"MCUCXR_000{name}.png"
@@ -173,6 +212,15 @@ def test_codes_may_have_labels_and_sizes(archive: str, tmp_path: Path) -> None:
     assert stored(opened(archive, tmp_path / "codes.csv")) == [{"Mass": int(LEFT.sum()), "Lungs": 0}, {}, {}]
 
 
+def test_a_row_without_label_and_code_means_none_of_the_labels(archive: str, tmp_path: Path) -> None:
+    rows = f"a,{rle.encode(LEFT)},Mass\nb,-1,\na,-1,Nodule\n"
+    (tmp_path / "codes.csv").write_text(f"image_id,rle,class_name\n{rows}")
+    areas = [{"Mass": int(LEFT.sum()), "Nodule": 0}, {"Mass": 0, "Nodule": 0}, {}]
+    manifest = opened(archive, tmp_path / "codes.csv")
+    assert stored(manifest) == areas
+    assert "masks of Mass in codes.csv: 2 images, of which 1 empty" in manifest.notes
+
+
 CHEXMASK = "Image Index,Dice RCA (Max),Dice RCA (Mean),Landmarks,Left Lung,Right Lung,Heart,Height,Width\n"
 
 
@@ -210,6 +258,7 @@ def test_chexmask_masks_of_good_quality_become_lungs_and_heart(
         ("ImageId,box\na,1\n", {}, "expected a column EncodedPixels, got none: add it"),
         (f"{CODES}a,1 2\n", {}, "expected a column class_name, or --mask-label, got none"),
         (f"{CODES}a,1 2 3\n", {"mask_label": "Mass"}, "row 2: expected pairs of a position and a length, or -1 for"),
+        ("ImageId,rle,label\na,1 2,\n", {}, "row 2: expected a label for this mask, got '': correct the row"),
         (f"{CODES}a,1 2\n", {"mask_label": "Mass"}, "and 1 have a single run: say which with --mask-code"),
         (f"{CODES}a,1 2,3\n", {"mask_label": "Mass"}, "expected 2 fields in each row, got 3 fields after row"),
         (f"{CODES}z,1 2 5 6\n", {"mask_label": "Mass"}, "the archive has 'a', 'b', 'c', the list 'z'"),
@@ -231,5 +280,5 @@ def test_options_of_masks_need_masks(archive: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected --masks with --mask-label, got none: add it"):
         Labeling(mask_label="Mass")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"expected masks as PNG or GIF files in .*empty, got none"):
+    with pytest.raises(UserError, match=r"expected masks as PNG, GIF or JPEG files in .*empty, got none"):
         opened(archive, tmp_path / "empty")

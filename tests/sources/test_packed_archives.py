@@ -23,6 +23,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import find_source, image_files, open_manifest
 from cxr.sources.image_files import PATH, list_images
 from cxr.sources.manifest import Manifest
+from cxr.sources.options import ReadOptions
 from tests.made_containers import SUFFIXES, container, saved, tarred, zipped
 from tests.odd_files import dataset, dicom
 
@@ -82,7 +83,8 @@ def test_a_folder_with_nothing_but_containers_is_read(tmp_path: Path, suffix: st
         container({"x.dcm.gz": gzip.compress(DICOM_FILES["p0/e/0.dcm"], mtime=0)}, suffix),
     )
     saved(tmp_path / "export" / "labels.csv", b"a,b\n")
-    manifest = open_manifest(str(tmp_path / "export"))
+    assert find_source(str(tmp_path / "export")).name == "dicom"
+    manifest = open_manifest(str(tmp_path / "export"), ReadOptions(source="folder"))
     paths = [f"a.{suffix}/{path}" for path in sorted(DICOM_FILES)]
     assert manifest.table[schema.IMAGE_ID].to_pylist() == [*paths, f"deep/b.{suffix}/x.dcm.gz"]
     assert "the images are read from 2 ZIP or TAR files without unpacking" in manifest.notes
@@ -153,7 +155,8 @@ def test_members_larger_than_an_image_may_be_are_not_read(tmp_path: Path, monkey
         saved(
             tmp_path / f"a.{suffix}", container({"1.dcm": large, "2.dcm.gz": gzip.compress(large, mtime=0)}, suffix)
         )
-    rows = make_rows(open_manifest(str(tmp_path)).table, PIXELS)
+    manifest = open_manifest(str(tmp_path), ReadOptions(source="folder"))  # which uses all copies of a file
+    rows = make_rows(manifest.table, PIXELS)
     assert rows.num_rows == 8
     assert all(
         (error or "").startswith("too large: expected a file of at most") for error in rows[schema.ERROR].to_pylist()

@@ -252,6 +252,13 @@ def test_compressed_dicom_files_are_read_decompressed(tmp_path: Path, name: str)
     assert storage.read_bytes(saved(tmp_path / f"b{name}", b"not compressed")) == b"not compressed"
     other = gzip.compress(b"a label file", mtime=0)
     assert storage.read_bytes(saved(tmp_path / "labels.csv.gz", other)) == other
+    members = gzip.compress(data[:100], mtime=0) + gzip.compress(data[100:], mtime=0)
+    for number, packed in enumerate((members, gzip.compress(data, mtime=0) + bytes(512))):
+        seen.clear()
+        uri = saved(tmp_path / f"{number}{name}", packed)
+        assert storage.read_bytes(uri, check=lambda head, size: seen.append((head, size))) == data
+        assert seen == [(bytes(4096), len(data))]
+        assert storage.read_start(uri, 9) == (bytes(9), len(data))
     inside = saved(tmp_path / "c.zip", zipped({name: gzip.compress(data, mtime=0)}))
     assert storage.read_bytes(f"{inside}!/{name}") == data
 

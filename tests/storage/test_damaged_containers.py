@@ -206,6 +206,16 @@ def test_decompression_bombs_are_refused_before_they_are_read(tmp_path: Path) ->
     uri = saved(tmp_path / "a.dcm.gz", gzip.compress(b"x", mtime=0)[:-4] + struct.pack("<I", 1 << 30))
     with pytest.raises(UnreadableError, match="bomb"):
         storage.read_bytes(uri)
+    uri = saved(tmp_path / "b.dcm.gz", gzip.compress(bytes(70 << 20), mtime=0) + gzip.compress(b"x", mtime=0))
+
+    def refused() -> None:
+        with pytest.raises(UnreadableError, match="bomb"):
+            storage.read_bytes(uri)
+
+    assert peak_bytes(refused) < 20 << 20
+    uri = saved(tmp_path / "c.dcm.gz", gzip.compress(b"x", mtime=0) + gzip.compress(b"y", mtime=0)[:-3])
+    with pytest.raises(UnreadableError, match="its compressed data are damaged"):
+        storage.read_bytes(uri)
 
 
 def test_a_compressed_tar_file_may_not_be_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,56 @@ def test_listing_follows_links_once_and_supports_undecodable_names(tmp_path: Pat
     (odd,) = [e for e in storage.list_files(str(tmp_path)) if "ntgen" in e.path]
     assert odd.uri.encode().isascii()
     assert storage.read_bytes(odd.uri) == b"latin"
+
+
+def test_what_vanishes_during_a_listing_is_left_out(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / "files" / name).mkdir(parents=True)
+        (tmp_path / "files" / name / "x").write_text("x")
+    for name in "efgh":
+        (tmp_path / "files" / name).write_text("x")
+    listing_now = storage.list_files(str(tmp_path / "files"))
+    first = next(listing_now)
+    (tmp_path / "files").rename(tmp_path / "moved")
+    assert [first, *listing_now] == [first]
+    with pytest.raises(NotFoundError, match="files does not exist"):
+        next(storage.list_files(str(tmp_path / "files")))
+
+
+def test_folders_that_pyarrow_cannot_open_are_named(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xf6ntgen"))
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"?")
+    expected = r"expected a path in UTF-8, got \S+/r\\xf6ntgen(/b)?: rename the files or folders with \\x in it"
+    for uri in (str(folder), *(entry.uri.rpartition("/")[0] for entry in storage.list_files(str(folder)))):
+        for operation in (
+            storage.exists,
+            storage.check_readable,
+            storage.check_writable,
+            storage.archive_root,
+            lambda uri: storage.write_text(f"{uri}/b", "?"),
+        ):
+            with pytest.raises(StorageError, match=expected):
+                operation(uri)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_made_once(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on file systems without hard links, such as exFAT."""
+
+    def no_link(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    uri = str(tmp_path / "new" / "key")
+    with ThreadPoolExecutor(8) as pool:
+        texts = [str(number).encode() for number in range(8)]
+        written = list(pool.map(lambda text: storage.replace_if(uri, text, None, private=True), texts))
+    assert written.count(True) == 1
+    assert storage.read_bytes(uri) == texts[written.index(True)]
+    assert [path.name for path in Path(uri).parent.iterdir()] == ["key"]
+    assert stat.S_IMODE(Path(uri).stat().st_mode) == 0o600
 
 
 @pytest.fixture
@@ -307,6 +359,15 @@ def test_retries_stop_after_the_time_limit(s3: FlakyS3, monkeypatch: pytest.Monk
         with pytest.raises(StorageError, match=rf"{s3.url} keeps failing: check the server and the network"):
             operation("s3://archive/a.txt")
     assert time.monotonic() - begin < 15
+
+
+def test_the_time_limit_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXR_STORAGE_PATIENCE_S", "")
+    assert not storage.exists(str(tmp_path / "a"))
+    for text in ("1m", "-1", "nan"):
+        monkeypatch.setenv("CXR_STORAGE_PATIENCE_S", text)
+        with pytest.raises(StorageError, match=f"expected CXR_STORAGE_PATIENCE_S to be .* seconds, got {text}: set"):
+            storage.exists(str(tmp_path / "a"))
 
 
 def test_denied_access_is_not_retried(s3: FlakyS3) -> None:
