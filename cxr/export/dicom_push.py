@@ -147,6 +147,7 @@ def _client(service: Service) -> Any:
     session = session_utils.create_session()
     if service.user:
         session = session_utils.create_session_from_user_pass(service.user, service.password)
+    session.max_redirects = 0  # a redirect would send the objects to any address, also without TLS
     session.hooks["response"].append(_with_plain_content_type)
     headers = {"Authorization": f"Bearer {service.token}"} if service.token else {}
     headers |= {"Accept": "application/dicom+json"}
@@ -182,11 +183,11 @@ def _store(client: Any, batch: Mapping[str, bytes], service: Service) -> dict[st
     """Send objects; returns why some were not stored, by file.
 
     Raises:
-        UserError: the service does not respond, does not say what it has stored, or rejects the credentials or the
-            address.
+        UserError: the service does not respond, redirects, does not say what it has stored, or rejects the
+            credentials or the address.
     """
     from pydicom import Dataset, dcmread
-    from requests import HTTPError, RequestException
+    from requests import HTTPError, RequestException, TooManyRedirects
     from retrying import RetryError
 
     objects = {file: dcmread(BytesIO(data)) for file, data in batch.items()}
@@ -211,6 +212,11 @@ def _store(client: Any, batch: Mapping[str, bytes], service: Service) -> dict[st
         return _not_stored(uids, answer, f"status {status}")
     except RetryError:
         raise _unavailable(service, "it stays overloaded") from None
+    except TooManyRedirects:
+        raise UserError(
+            f"expected {service.url} to store objects itself, got a redirect, and objects are never sent to another "
+            f"address: use the final URL of the service with --push"
+        ) from None
     except RequestException as error:  # its text may contain the request
         raise _unavailable(service, type(error).__name__) from None
     except (AttributeError, LookupError, SyntaxError, TypeError, ValueError):  # of the parsers of JSON and XML

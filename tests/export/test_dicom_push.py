@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -33,6 +34,7 @@ class Pacs:
         refused: failure reasons by SOP Class UID.
         unmentioned: names of SOP classes that responses do not mention, whose objects are not stored.
         content_type: of responses; None for none.
+        location: another address to which all requests are redirected.
         page: text of all responses, instead of what was stored.
         stored: contents of stored files by SOP Instance UID.
     """
@@ -42,6 +44,7 @@ class Pacs:
     refused: dict[str, int] = field(default_factory=dict)
     unmentioned: tuple[str, ...] = ()
     content_type: str | None = "application/dicom+json"
+    location: str = ""
     page: str | None = None
     stored: dict[str, bytes] = field(default_factory=dict)
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -79,7 +82,13 @@ def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
     monkeypatch.setattr(dicom_push, "_WAIT_MS", 1)
     for name in (USER, PASSWORD, TOKEN):
         monkeypatch.delenv(name, raising=False)
-    service = Pacs()
+    with serving(Pacs()) as service:
+        yield service
+
+
+@contextmanager
+def serving(service: Pacs) -> Iterator[Pacs]:
+    """Sets the URL of the service, which responds until the context ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -88,7 +97,11 @@ def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
             data = json.dumps(content).encode() if content else b""
             if service.page is not None:
                 status, data = 200, service.page.encode()
+            if service.location:
+                status, data = 307, b""
             self.send_response(status)
+            if service.location:
+                self.send_header("Location", service.location)
             if service.content_type is not None:
                 self.send_header("Content-Type", service.content_type)
             self.send_header("Content-Length", str(len(data)))
@@ -102,10 +115,12 @@ def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
     service.url = f"http://127.0.0.1:{server.server_port}/dicomweb"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield service
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield service
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture
@@ -215,6 +230,15 @@ def test_a_response_that_does_not_say_what_was_stored_ends_the_push(
     pacs.content_type, pacs.page = content_type, page
     with pytest.raises(UserError, match="does not store objects at the moment"):
         export(run, tmp_path, pacs)
+    assert not any(row["pushed"] for row in rows(tmp_path))
+
+
+def test_objects_are_not_sent_to_where_a_service_redirects(run: str, tmp_path: Path, pacs: Pacs) -> None:
+    with serving(Pacs()) as other:
+        pacs.location = other.url
+        with pytest.raises(UserError, match="got a redirect"):
+            export(run, tmp_path, pacs)
+    assert not other.requests
     assert not any(row["pushed"] for row in rows(tmp_path))
 
 
