@@ -20,7 +20,7 @@ from cxr.export.dicom_source import SourceImage, quiet_libraries, read_source
 WRITTEN = "written"
 NOT_SCORED, BELOW, NO_MASK, FAILED = "not scored", "below threshold", "no mask", "failed"
 COLUMNS = ("image_id", "kind", "status", "reason", "file", "study_uid", "series_uid", "sop_uid", "pushed")
-_VERSION = 1  # of the objects' content; part of each digest
+_VERSION = 2  # of the objects' content; part of each digest
 
 Row = dict[str, Any]  # COLUMNS, and `digest` of what a written object was made from
 MaskProbabilities = Callable[[str], np.ndarray]

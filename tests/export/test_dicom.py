@@ -167,6 +167,24 @@ def test_boxes_below_the_limit_and_of_no_finding_are_left_out(tmp_path: Path) ->
     assert thresholds == pytest.approx([95, 25, 50])
 
 
+@pytest.mark.parametrize("spelling", [NO_FINDING, "No Finding", "Normal"])
+def test_no_finding_is_not_a_finding(spelling: str, tmp_path: Path) -> None:
+    columns = pa.schema([*CLASSES][:2])
+    images = [xray(0), xray(1)]
+    paths = write_images(tmp_path / "archive", images)
+    values = [([0.1, 0.9], [0, 1]), ([0.9, 0.8], [1, 1])]
+    rows = [
+        scored(ds, path, **{schema.PROBABILITIES: probabilities, schema.DECISIONS: decisions})
+        for ds, path, (probabilities, decisions) in zip(images, paths, values, strict=True)
+    ]
+    about: dict[str, Any] = {"family": "classify", "findings": ["Mass", spelling], "archive": tmp_path / "archive"}
+    written = export(write_run(tmp_path / "run", rows, columns, **about), tmp_path / "out", kinds=("sr",))
+    assert written[images[0].SOPInstanceUID, ""]["status"] == "below threshold"
+    report = sr.srread(tmp_path / "out" / written[images[1].SOPInstanceUID, "sr"]["file"])
+    (group,) = report.content.get_image_measurement_groups()
+    assert group.finding_type == dicom_codes.finding_code("Mass")
+
+
 @pytest.mark.parametrize("family", ["pneumothorax", "lungs"])
 def test_segmentation_has_the_mask_bit_for_bit_and_the_report_refers_to_it(family: str, tmp_path: Path) -> None:
     mask = np.random.default_rng(0).random((96, 80)) < 0.3
