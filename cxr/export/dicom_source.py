@@ -20,6 +20,7 @@ from pydicom import DataElement, Dataset, uid
 from pydicom.charset import python_encoding
 from pydicom.config import RAISE
 from pydicom.filereader import read_partial
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.valuerep import DA, TM, VR, validate_value
 
@@ -165,9 +166,11 @@ def _source(header: Dataset, file_bytes: int) -> SourceImage:
     if not header.get("Rows") or not header.get("Columns"):
         raise ImageRejectedError("no Rows or Columns in the header")
     reference.Rows, reference.Columns = int(header.Rows), int(header.Columns)
+    if isinstance(header.get("PatientID"), MultiValue):
+        raise ImageRejectedError("PatientID in the header has several values, so it does not identify the patient")
     for keyword in _REQUIRED_TEXT:
-        setattr(reference, keyword, str(header.get(keyword) or ""))
-    reference.PatientSex = dicom_terms.sex(header.get("PatientSex")) or ""
+        setattr(reference, keyword, _text(header.get(keyword)))
+    reference.PatientSex = dicom_terms.sex(_text(header.get("PatientSex"))) or ""
     for keyword in ("PatientBirthDate", "StudyDate"):
         setattr(reference, keyword, _valid(DA, header.get(keyword)))
     reference.StudyTime = _valid(TM, header.get("StudyTime"))
@@ -203,6 +206,11 @@ def _add_lossy_compression(reference: Dataset, header: Dataset, file_bytes: int)
     reference.LossyImageCompressionRatio = ratio
     if method:
         reference.LossyImageCompressionMethod = method
+
+
+def _text(value: object) -> str:
+    """A value as text; several values as in a file, separated by backslashes."""
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
 
 
 def _is_valid(element: DataElement) -> bool:

@@ -306,6 +306,14 @@ def test_names_keep_their_characters(character_set: Any, name: str, tmp_path: Pa
         assert made.SpecificCharacterSet == ds.SpecificCharacterSet
 
 
+def test_identifiers_with_several_values_stay_as_they_are(tmp_path: Path) -> None:
+    ds = xray(0, AccessionNumber=["A1", "A2"], StudyID=["S1", "S2"])
+    (path,) = write_images(tmp_path / "archive", [ds])
+    for row in export(localizer_run(tmp_path, [scored(ds, path, **positive())]), tmp_path / "out").values():
+        made = dcmread(tmp_path / "out" / row["file"])
+        assert (made.AccessionNumber, made.StudyID) == (["A1", "A2"], ["S1", "S2"])
+
+
 def test_one_series_per_kind_model_and_study_and_the_same_uids_again(tmp_path: Path) -> None:
     images = [xray(number) for number in range(4)]  # two studies
     paths = write_images(tmp_path / "archive", images)
@@ -429,6 +437,7 @@ def test_every_image_that_cannot_be_exported_has_a_row_with_the_reason(
         xray(4),
         xray(5),
         xray(6),
+        xray(8, PatientID=["ID-8", "ID-9"]),
         xray(7, PatientSex="unknown", PatientBirthDate="last May", StudyDate="??", PatientID=None, StudyTime=None),
     ]
     archive = tmp_path / "archive"
@@ -442,9 +451,11 @@ def test_every_image_that_cannot_be_exported_has_a_row_with_the_reason(
     written = export(localizer_run(tmp_path, rows), tmp_path / "out")
     reasons = [written[ds.SOPInstanceUID, "sr"]["reason"] for ds in images]
     missing = ("StudyInstanceUID", "SeriesInstanceUID", "not a DICOM", "StudyInstanceUID", "NotFoundError")
-    for reason, expected in zip(reasons, [*missing, "has changed since it was scored", "DICOM", ""], strict=True):
+    for reason, expected in zip(
+        reasons, [*missing, "has changed since it was scored", "DICOM", "several values", ""], strict=True
+    ):
         assert expected in reason
-    assert [written[ds.SOPInstanceUID, "sr"]["status"] for ds in images] == ["failed"] * 7 + ["written"]
+    assert [written[ds.SOPInstanceUID, "sr"]["status"] for ds in images] == ["failed"] * 8 + ["written"]
     assert written["broken", ""]["status"] == "not scored"
     printed = capsys.readouterr()
     assert "Doe" not in printed.out + printed.err + (tmp_path / "out/export.csv").read_text()
