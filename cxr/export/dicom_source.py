@@ -128,7 +128,7 @@ def read_source(uri: str) -> SourceImage:
     except (storage.NotFoundError, storage.UnreadableError) as error:
         raise ImageRejectedError(f"file not readable: {type(error).__name__}") from None
     with rejecting_damaged_files():
-        return _source(read_partial(BytesIO(data), _at_pixels, force=True), total)
+        return _source(read_partial(BytesIO(data), _at_pixels, force=True), header.spacing_mm, total)
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
     return int(tag) >= _FIRST_PIXEL_TAG
 
 
-def _source(header: Dataset, file_bytes: int) -> SourceImage:
+def _source(header: Dataset, spacing_mm: tuple[float, float] | None, file_bytes: int) -> SourceImage:
     reference = Dataset()
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
         value = dicom_terms.uid(str(header.get(keyword, "")))
@@ -180,13 +180,12 @@ def _source(header: Dataset, file_bytes: int) -> SourceImage:
     reference.Modality = str(header.get("Modality") or "OT")
     number = str(header.get("InstanceNumber") or "")
     reference.InstanceNumber = int(number) if number.isdecimal() and 0 < int(number) < 2**31 else 1
-    orientation = [str(side).strip() for side in header.get("PatientOrientation") or ()]
+    orientation = [side.strip() for side in _text(header.get("PatientOrientation")).split("\\")]
     reference.PatientOrientation = orientation if len(orientation) == 2 else None
     if frame_of_reference := dicom_terms.uid(str(header.get("FrameOfReferenceUID", ""))):
         reference.FrameOfReferenceUID = frame_of_reference
-    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing") or ()
-    if len(spacing) == 2 and all(0 < float(distance) < 100 for distance in spacing):
-        reference.PixelSpacing = [float(distance) for distance in spacing]
+    if spacing_mm:
+        reference.PixelSpacing = [*spacing_mm]
     _add_lossy_compression(reference, header, file_bytes)
     encodings = header.get("SpecificCharacterSet")
     listed = [encodings] if isinstance(encodings, str) else list(encodings or ())

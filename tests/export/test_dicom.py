@@ -28,6 +28,7 @@ from cxr.data.identity import Identity
 from cxr.errors import UserError
 from cxr.export import dicom_codes, dicom_sc
 from cxr.export.dicom_results import Algorithm, BoxScore, ImageResult
+from cxr.export.dicom_source import read_source
 from cxr.imaging.decode import decode
 from cxr.reporting.palette import MARK, PREDICTION, rgb
 from cxr.schema import FINDINGS, NO_FINDING, VINDR_GLOBAL_FINDINGS, VINDR_LOCAL_FINDINGS
@@ -312,6 +313,28 @@ def test_identifiers_with_several_values_stay_as_they_are(tmp_path: Path) -> Non
     for row in export(localizer_run(tmp_path, [scored(ds, path, **positive())]), tmp_path / "out").values():
         made = dcmread(tmp_path / "out" / row["file"])
         assert (made.AccessionNumber, made.StudyID) == (["A1", "A2"], ["S1", "S2"])
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@pytest.mark.parametrize(
+    ("tags", "spacing_mm", "orientation"),
+    [
+        ({}, (0.2, 0.2), ["L", "F"]),
+        ({"PixelSpacing": "0.1", "ImagerPixelSpacing": [0.3, 0.4]}, (0.3, 0.4), ["L", "F"]),
+        ({"PixelSpacing": "0.1", "PatientOrientation": "LF"}, None, None),
+        ({"PixelSpacing": [0, 0.1], "PatientOrientation": ["L", "F", "H"]}, None, None),
+    ],
+)
+def test_spacing_and_orientation_of_the_original(
+    tags: dict[str, Any], spacing_mm: Any, orientation: Any, tmp_path: Path
+) -> None:
+    ds = xray(0, **tags)
+    (path,) = write_images(tmp_path / "archive", [ds])
+    source = read_source(str(path))
+    assert source.spacing_mm == spacing_mm
+    assert source.reference.PatientOrientation == orientation
+    written = export(localizer_run(tmp_path, [scored(ds, path, **positive())]), tmp_path / "out")
+    assert {row["status"] for row in written.values()} == {"written"}
 
 
 def test_one_series_per_kind_model_and_study_and_the_same_uids_again(tmp_path: Path) -> None:
