@@ -33,7 +33,7 @@ from cxr.imaging.dicom_header import is_dicom, read_header
 _FIRST_BYTES, _MORE, _MOST_BYTES = 32 << 10, 8, 16 << 20  # as `sources.header_scan` reads headers
 _FIRST_PIXEL_TAG = 0x7FE00001
 _NAMESPACE = UUID("6f0c1f0e-8d3c-5b7e-9b7e-6a1c5d0f3c11")  # of UIDs that this package derives
-_UTF8 = "ISO_IR 192"
+UTF8 = "ISO_IR 192"  # Specific Character Set
 
 # Type 2 of the modules Patient and General Study (PS3.3 C.7.1.1, C.7.2.1): present in every object, perhaps empty.
 _REQUIRED_TEXT = ("PatientID", "PatientName", "AccessionNumber", "StudyID", "ReferringPhysicianName")
@@ -177,6 +177,8 @@ def _source(header: Dataset, spacing_mm: tuple[float, float] | None, file_bytes:
     for keyword in _COPIED:
         if header.get(keyword) and _is_valid(header[keyword]):
             reference[keyword] = deepcopy(header[keyword])
+    for _ in reference.iterall():  # reads the texts in sequences, too; unread ones would be written as their bytes
+        pass
     reference.Modality = str(header.get("Modality") or "OT")
     number = str(header.get("InstanceNumber") or "")
     reference.InstanceNumber = int(number) if number.isdecimal() and 0 < int(number) < 2**31 else 1
@@ -189,7 +191,7 @@ def _source(header: Dataset, spacing_mm: tuple[float, float] | None, file_bytes:
     _add_lossy_compression(reference, header, file_bytes)
     encodings = header.get("SpecificCharacterSet")
     listed = [encodings] if isinstance(encodings, str) else list(encodings or ())
-    return SourceImage(reference, encodings if all(name in python_encoding for name in listed) else _UTF8)
+    return SourceImage(reference, encodings if all(name in python_encoding for name in listed) else UTF8)
 
 
 def _add_lossy_compression(reference: Dataset, header: Dataset, file_bytes: int) -> None:

@@ -307,6 +307,40 @@ def test_names_keep_their_characters(character_set: Any, name: str, tmp_path: Pa
         assert made.SpecificCharacterSet == ds.SpecificCharacterSet
 
 
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [(None, "Doe^Jane"), ("ISO_IR 100", "Müller^Zoë"), (["", "ISO 2022 IR 87"], "山田^太郎")],
+)
+def test_findings_in_any_script_are_written_in_utf8_with_the_original_texts(
+    character_set: Any, name: str, tmp_path: Path
+) -> None:
+    procedure = Dataset()
+    procedure.CodeValue, procedure.CodingSchemeDesignator, procedure.CodeMeaning = "1", "99X", name.partition("^")[0]
+    ds = xray(0, ProcedureCodeSequence=[procedure])
+    if character_set:
+        ds.SpecificCharacterSet = character_set
+    ds.PatientName = name
+    (path,) = write_images(tmp_path / "archive", [ds])
+    findings = {"findings": ["気胸", "Épanchement", "Hernia"], "archive": tmp_path / "archive"}
+    run = write_run(
+        tmp_path / "run",
+        [scored(ds, path, **positive(pred_boxes=[box(0.9, "気胸")]))],
+        CLASSES,
+        family="localize",
+        **findings,
+    )
+    written = export(run, tmp_path / "out")
+    report = sr.srread(tmp_path / "out" / written[ds.SOPInstanceUID, "sr"]["file"])
+    assert report.SpecificCharacterSet == "ISO_IR 192"
+    assert str(report.PatientName) == name
+    assert report.ProcedureCodeSequence[0].CodeMeaning == procedure.CodeMeaning
+    groups = report.content.get_image_measurement_groups()
+    assert [group.finding_type.meaning for group in groups] == ["気胸", "Épanchement"]
+    assert [group.tracking_identifier for group in groups] == ["finding: 気胸", "finding: Épanchement"]
+    picture = dcmread(tmp_path / "out" / written[ds.SOPInstanceUID, "sc"]["file"])
+    assert picture.get("SpecificCharacterSet") == (character_set or None)
+
+
 def test_identifiers_with_several_values_stay_as_they_are(tmp_path: Path) -> None:
     ds = xray(0, AccessionNumber=["A1", "A2"], StudyID=["S1", "S2"])
     (path,) = write_images(tmp_path / "archive", [ds])
@@ -618,7 +652,7 @@ def test_other_findings_get_stable_private_codes() -> None:
     code = dicom_codes.finding_code("Tree-in-bud ✓ at the left upper lobe")
     assert code.scheme_designator == "99CXR"
     assert code == dicom_codes.finding_code("Tree-in-bud ✓ at the left upper lobe")
-    assert code.meaning.isascii()
+    assert code.meaning == "Tree-in-bud ✓ at the left upper lobe"
     assert code.value != dicom_codes.finding_code("Tree-in-bud").value
 
 
