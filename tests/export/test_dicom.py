@@ -25,8 +25,8 @@ import cxr
 from cxr import schema
 from cxr.cli.commands.export_dicom import Options, main
 from cxr.data.identity import Identity
-from cxr.errors import UserError
-from cxr.export import dicom_codes, dicom_sc
+from cxr.errors import ImageRejectedError, UserError
+from cxr.export import dicom_codes, dicom_sc, dicom_seg
 from cxr.export.dicom_results import Algorithm, BoxScore, ImageResult
 from cxr.export.dicom_source import read_source
 from cxr.imaging.decode import decode
@@ -237,6 +237,41 @@ def test_an_empty_mask_has_no_segmentation(tmp_path: Path) -> None:
     assert export(run, tmp_path / "out")[uid, ""]["status"] == "below threshold"
     rows = export(run, tmp_path / "out", all_images=True)
     assert [rows[uid, kind]["status"] for kind in ("sr", "seg", "sc")] == ["written", "no mask", "written"]
+
+
+def test_an_image_without_any_result_has_no_report(tmp_path: Path) -> None:
+    ds = xray(0)
+    (path,) = write_images(tmp_path / "archive", [ds])
+    unknown = {schema.PROBABILITIES: [NAN] * 3, schema.DECISIONS: [-1] * 3, schema.PRED_BOXES: []}
+    written = export(localizer_run(tmp_path, [scored(ds, path, **unknown)]), tmp_path / "out", all_images=True)
+    assert written[ds.SOPInstanceUID, "sr"]["status"] == "no findings"
+    assert "nothing to report" in written[ds.SOPInstanceUID, "sr"]["reason"]
+    assert written[ds.SOPInstanceUID, "sc"]["status"] == "written"
+
+
+def test_a_report_refers_to_a_segmentation_only_if_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> bytes:
+        raise ImageRejectedError("no segmentation today")
+
+    run, images = masked_run(tmp_path, [np.eye(96, 80, dtype=bool)])
+    uid, out = images[0].SOPInstanceUID, tmp_path / "out"
+
+    def references(rows: Any) -> int:
+        return len(sr.srread(out / rows[uid, "sr"]["file"]).content.get_planar_roi_measurement_groups())
+
+    with monkeypatch.context() as failing:
+        failing.setattr(dicom_seg, "segmentation", fail)
+        rows = export(run, out)
+        assert [rows[uid, kind]["status"] for kind in ("sr", "seg")] == ["written", "failed"]
+        assert references(rows) == 0
+        time_ns = (out / rows[uid, "sr"]["file"]).stat().st_mtime_ns
+        assert export(run, out) == rows
+        assert (out / rows[uid, "sr"]["file"]).stat().st_mtime_ns == time_ns
+    rows = export(run, out)
+    assert [rows[uid, kind]["status"] for kind in ("sr", "seg")] == ["written", "written"]
+    assert references(rows) == 1
 
 
 def test_the_picture_shows_the_displayed_image_with_boxes_and_the_warning() -> None:
