@@ -98,10 +98,11 @@ TRUE_THETA = "true_theta"  # phantoms: known 2 x 3 pose, canonical to whole imag
 EXTRA = "extra"  # JSON object with the source's own columns, as published
 ERROR = "error"  # why there are no pixels; null for a good row
 THETA = "theta"  # score of `align`: 2 x 3, output to input, as in F.affine_grid
-# Scores of classifiers, one value per finding in the checkpoint's order. A finding is untrained if no label was
-# known.
-PROBABILITIES = "probabilities"  # in [0, 1]; NaN: untrained finding
-DECISIONS = "decisions"  # 1 if the probability is at least the checkpoint's threshold, else 0; −1: untrained finding
+# Scores of classifiers, one value per finding in the checkpoint's order, also of findings without training labels.
+PROBABILITIES = "probabilities"  # in [0, 1]; NaN: untrained classifier
+DECISIONS = (
+    "decisions"  # 1 if the probability is at least the checkpoint's threshold, else 0; −1: untrained classifier
+)
 # Scores of segmentation models.
 PRED_MASK_RLE = "mask_rle"  # the mask as relative RLE at the original size (sources/rle.py)
 PRED_MASK_AREA_PX = "mask_area_px"  # area of the mask in pixels of the original image

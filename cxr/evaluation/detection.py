@@ -136,6 +136,7 @@ def _box_summary(evaluation: DetectionEvaluation, options: ReportOptions) -> det
         evaluation.true,
         evaluation.patients,
         evaluation.findings,
+        known_NF=evaluation.known,
         resamples=options.resamples,
         seed=options.seed,
     )

@@ -152,21 +152,22 @@ def _columns(run: Run, image_ids: Sequence[str], names: Sequence[str], groups: s
 def _of_scores(table: pa.Table, name: str) -> list[str]:
     values = table[COLUMNS[name]].to_pylist()
     if name == "age":
-        return [_age_group(years) for years in values]
+        return [age_group(years) for years in values]
     return [_SEXES.get(value, value) if name == "sex" else value for value in (value or UNKNOWN for value in values)]
 
 
-def _age_group(years: float | None) -> str:
-    if years is None or math.isnan(years):
+def age_group(years: float | None) -> str:
+    if years is None or math.isnan(years) or years < 0:
         return UNKNOWN
     return next(name for name, first in reversed(_AGES.items()) if years >= first)
 
 
 def _order(name: str, values: Sequence[str]) -> list[str]:
-    """The groups: ages in their order, others by size; unknown is the last."""
+    """The groups: our own age groups in their order, then others by size; unknown is the last."""
     counts = Counter(values)
-    listed = [value for value in _AGES if value in counts] if name == "age" else [v for v, _ in counts.most_common()]
-    return [value for value in listed if value != UNKNOWN] + [UNKNOWN] * (UNKNOWN in counts)
+    ages = [value for value in _AGES if value in counts] if name == "age" else []
+    others = [value for value, _ in counts.most_common() if value not in (*ages, UNKNOWN)]
+    return [*ages, *others] + [UNKNOWN] * (UNKNOWN in counts)
 
 
 def _spoken(name: str) -> str:

@@ -97,6 +97,6 @@ def finding_code(name: str) -> Code:
 
 
 def _meaning(name: str) -> str:
-    """The name as a code meaning: ASCII, which every character set of a PACS has, without DICOM's separator."""
+    """The name as a code meaning: without control characters and DICOM's separator."""
     letters = "".join(letter for letter in name if letter.isprintable() and letter != "\\")
-    return letters.encode("ascii", "replace").decode()[:_MEANING_LETTERS] or "finding"
+    return letters[:_MEANING_LETTERS] or "finding"

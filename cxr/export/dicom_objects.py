@@ -6,12 +6,13 @@ from io import BytesIO
 from typing import Any, Literal, get_args
 
 from pydicom import Dataset
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR
 
 import cxr
 from cxr.errors import UserError
 from cxr.export.dicom_codes import PRIVATE_SCHEME, PRIVATE_SCHEME_NAME
 from cxr.export.dicom_results import Algorithm
-from cxr.export.dicom_source import SourceImage, derived_uid
+from cxr.export.dicom_source import UTF8, SourceImage, derived_uid
 
 Kind = Literal["sr", "seg", "sc"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -65,15 +66,25 @@ def private_scheme() -> Any:
 
 
 def to_file(made: Dataset, source: SourceImage) -> bytes:
-    """The bytes of an object's file, with the patient and study of its source."""
-    for element in source.reference:
-        if element.keyword and element.keyword not in _OF_IMAGE:
-            made[element.tag] = element
-    if source.character_set is not None:
-        made.SpecificCharacterSet = source.character_set
+    """The bytes of an object's file, with the patient and study of its source.
+
+    It has the source's character set, or UTF-8 if our own texts have letters that the source's may lack.
+    """
+    copied = [element for element in source.reference if element.keyword not in _OF_IMAGE]
+    for element in copied:
+        made.pop(element.tag, None)
+    character_set = source.character_set if _is_ascii(made) else UTF8
+    for element in copied:
+        made[element.tag] = element
+    if character_set is not None:
+        made.SpecificCharacterSet = character_set
     file = BytesIO()
     made.save_as(file, enforce_file_format=True)
     return file.getvalue()
+
+
+def _is_ascii(made: Dataset) -> bool:
+    return all(str(element.value).isascii() for element in made.iterall() if element.VR in CUSTOMIZABLE_CHARSET_VR)
 
 
 _OF_IMAGE = {  # attributes of the original image itself, not of its patient and study

@@ -147,6 +147,8 @@ def _client(service: Service) -> Any:
     session = session_utils.create_session()
     if service.user:
         session = session_utils.create_session_from_user_pass(service.user, service.password)
+    session.max_redirects = 0  # a redirect would send the objects to any address, also without TLS
+    session.hooks["response"].append(_with_plain_content_type)
     headers = {"Authorization": f"Bearer {service.token}"} if service.token else {}
     headers |= {"Accept": "application/dicom+json"}
     # A larger message would be sent in chunks from an iterator, which is empty when the request is repeated.
@@ -154,6 +156,14 @@ def _client(service: Service) -> Any:
     client = DICOMwebClient(service.url, session, headers=headers, chunk_size=one_chunk, timeout=_TIMEOUT_S)
     client.set_http_retry_params(True, _ATTEMPTS, _WAIT_MS, _TEMPORARY)
     return client
+
+
+def _with_plain_content_type(response: Any, **options: Any) -> Any:
+    """The response with a Content-Type that dicomweb_client recognizes: it accepts none with parameters, and needs
+    one."""
+    content_type = response.headers.get("Content-Type", "application/dicom+json")
+    response.headers["Content-Type"] = content_type.partition(";")[0].strip().lower()
+    return response
 
 
 def _batches(out: str, files: Sequence[str]) -> Iterator[dict[str, bytes]]:
@@ -173,13 +183,15 @@ def _store(client: Any, batch: Mapping[str, bytes], service: Service) -> dict[st
     """Send objects; returns why some were not stored, by file.
 
     Raises:
-        UserError: the service does not respond, or rejects the credentials or the address.
+        UserError: the service does not respond, redirects, does not say what it has stored, or rejects the
+            credentials or the address.
     """
     from pydicom import Dataset, dcmread
-    from requests import HTTPError, RequestException
+    from requests import HTTPError, RequestException, TooManyRedirects
     from retrying import RetryError
 
     objects = {file: dcmread(BytesIO(data)) for file, data in batch.items()}
+    uids = {file: str(made.SOPInstanceUID) for file, made in objects.items()}
     try:
         answer = client.store_instances([*objects.values()])
     except HTTPError as error:
@@ -197,24 +209,31 @@ def _store(client: Any, batch: Mapping[str, bytes], service: Service) -> dict[st
             answer = Dataset.from_json(response.json() if response is not None else {})
         except Exception:  # any other text
             answer = Dataset()
-        failed = _failed(answer)
-        return {file: failed.get(str(made.SOPInstanceUID), f"status {status}") for file, made in objects.items()}
+        return _not_stored(uids, answer, f"status {status}")
     except RetryError:
         raise _unavailable(service, "it stays overloaded") from None
+    except TooManyRedirects:
+        raise UserError(
+            f"expected {service.url} to store objects itself, got a redirect, and objects are never sent to another "
+            f"address: use the final URL of the service with --push"
+        ) from None
     except RequestException as error:  # its text may contain the request
         raise _unavailable(service, type(error).__name__) from None
-    failed = _failed(answer)
-    uids = {file: str(made.SOPInstanceUID) for file, made in objects.items()}
-    return {file: failed[uid] for file, uid in uids.items() if uid in failed}
+    except (AttributeError, LookupError, SyntaxError, TypeError, ValueError):  # of the parsers of JSON and XML
+        raise _unavailable(service, "its response cannot be read") from None
+    if "ReferencedSOPSequence" not in answer and "FailedSOPSequence" not in answer:
+        raise _unavailable(service, "its response does not say what it has stored")
+    return _not_stored(uids, answer, "the response does not mention it")
 
 
-def _failed(answer: Any) -> dict[str, str]:
-    """Why objects were not stored, by SOP Instance UID."""
-    reasons = {}
+def _not_stored(uids: Mapping[str, str], answer: Any, unmentioned: str) -> dict[str, str]:
+    """Why objects were not stored, by file; `unmentioned` is the reason for those that are not in the response."""
+    stored = {str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence", ())}
+    failed = {}
     for item in answer.get("FailedSOPSequence", ()):
         code = int(item.get("FailureReason") or 0)
-        reasons[str(item.get("ReferencedSOPInstanceUID"))] = _REASONS.get(code, f"failure reason {code:04X}")
-    return reasons
+        failed[str(item.get("ReferencedSOPInstanceUID"))] = _REASONS.get(code, f"failure reason {code:04X}")
+    return {file: failed.get(uid, unmentioned) for file, uid in uids.items() if uid in failed or uid not in stored}
 
 
 def _unavailable(service: Service, what: str) -> UserError:

@@ -12,6 +12,8 @@ import pyarrow as pa
 import cxr
 from cxr import schema
 from cxr.imaging import dicom_terms
+from cxr.sources.annotations import NO_FINDING_WORDS
+from cxr.sources.label_rows import word_key
 
 _LO_LETTERS = 64  # of a text with the value representation LO (PS3.5 6.2)
 
@@ -147,13 +149,13 @@ def image_results(part: pa.Table, algorithm: Algorithm) -> Iterator[ImageResult]
 
 
 def _findings(row: Mapping[str, Any], algorithm: Algorithm) -> Iterator[FindingScore]:
-    """Of a classifier: each trained finding. Of other families: each finding by its best box or its mask."""
+    """Of a classifier: each finding with a probability. Of other families: each finding, by its best box or mask."""
     thresholds = algorithm.thresholds or {}
     probabilities, decisions = row.get(schema.PROBABILITIES), row.get(schema.DECISIONS)
     if isinstance(probabilities, list):
         made = decisions if isinstance(decisions, list) else [-1] * len(probabilities)
         for name, probability, decision in zip(algorithm.findings, probabilities, made, strict=True):
-            if probability is not None and not math.isnan(probability):
+            if _is_finding(name) and probability is not None and not math.isnan(probability):
                 present = None if decision == schema.UNKNOWN else decision == schema.POSITIVE
                 yield FindingScore(name, probability, thresholds.get(name), present)
         return
@@ -168,16 +170,21 @@ def _findings(row: Mapping[str, Any], algorithm: Algorithm) -> Iterator[FindingS
     for box in boxes if isinstance(boxes, list) else ():
         best[box[schema.LABEL]] = max(best.get(box[schema.LABEL], 0.0), box[schema.SCORE])
     for name in dict.fromkeys([*algorithm.findings, *best]):
-        if name != schema.NO_FINDING:
+        if _is_finding(name):
             threshold = algorithm.box_threshold(name)
             yield FindingScore(name, best.get(name), threshold, best.get(name, -1.0) >= threshold)
+
+
+def _is_finding(name: str) -> bool:
+    """Whether the name does not say that there is no finding, in any data set's spelling."""
+    return word_key(name) not in NO_FINDING_WORDS
 
 
 def _boxes(row: Mapping[str, Any], algorithm: Algorithm) -> Iterator[BoxScore]:
     boxes = row.get(schema.PRED_BOXES)
     for box in boxes if isinstance(boxes, list) else ():
         label = box[schema.LABEL]
-        if label != schema.NO_FINDING and box[schema.SCORE] >= algorithm.box_threshold(label):
+        if _is_finding(label) and box[schema.SCORE] >= algorithm.box_threshold(label):
             corners = tuple(box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX))
             yield BoxScore(label, box[schema.SCORE], corners)
 

@@ -30,7 +30,7 @@ from cxr.export.dicom_objects import KINDS, Kind
 from cxr.export.dicom_parts import EarlierObjects, object_files, part_uri, part_uris, read_parts, short_key
 from cxr.export.dicom_processes import Work, map_works
 from cxr.export.dicom_results import Algorithm, ImageResult, as_uid, image_results, score_columns
-from cxr.export.dicom_write import BELOW, COLUMNS, FAILED, NO_MASK, NOT_SCORED, WRITTEN, Export, Row
+from cxr.export.dicom_write import BELOW, COLUMNS, FAILED, NO_FINDINGS, NO_MASK, NOT_SCORED, WRITTEN, Export, Row
 from cxr.families import recipe_type
 from cxr.families.checkpoint_files import read_about
 from cxr.reporting.tables import csv_lines
@@ -296,7 +296,7 @@ def write_csv(out: str) -> tuple[dict[str, int], list[str]]:
     names = (
         "images",
         *KINDS,
-        *(status.replace(" ", "_") for status in (BELOW, NO_MASK, NOT_SCORED, FAILED)),
+        *(status.replace(" ", "_") for status in (BELOW, NO_FINDINGS, NO_MASK, NOT_SCORED, FAILED)),
         "pushed",
     )
     return {name: counts[name] for name in names}, lines

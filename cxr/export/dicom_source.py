@@ -20,6 +20,7 @@ from pydicom import DataElement, Dataset, uid
 from pydicom.charset import python_encoding
 from pydicom.config import RAISE
 from pydicom.filereader import read_partial
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.valuerep import DA, TM, VR, validate_value
 
@@ -32,7 +33,7 @@ from cxr.imaging.dicom_header import is_dicom, read_header
 _FIRST_BYTES, _MORE, _MOST_BYTES = 32 << 10, 8, 16 << 20  # as `sources.header_scan` reads headers
 _FIRST_PIXEL_TAG = 0x7FE00001
 _NAMESPACE = UUID("6f0c1f0e-8d3c-5b7e-9b7e-6a1c5d0f3c11")  # of UIDs that this package derives
-_UTF8 = "ISO_IR 192"
+UTF8 = "ISO_IR 192"  # Specific Character Set
 
 # Type 2 of the modules Patient and General Study (PS3.3 C.7.1.1, C.7.2.1): present in every object, perhaps empty.
 _REQUIRED_TEXT = ("PatientID", "PatientName", "AccessionNumber", "StudyID", "ReferringPhysicianName")
@@ -127,7 +128,7 @@ def read_source(uri: str) -> SourceImage:
     except (storage.NotFoundError, storage.UnreadableError) as error:
         raise ImageRejectedError(f"file not readable: {type(error).__name__}") from None
     with rejecting_damaged_files():
-        return _source(read_partial(BytesIO(data), _at_pixels, force=True), total)
+        return _source(read_partial(BytesIO(data), _at_pixels, force=True), header.spacing_mm, total)
 
 
 @contextmanager
@@ -155,7 +156,7 @@ def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
     return int(tag) >= _FIRST_PIXEL_TAG
 
 
-def _source(header: Dataset, file_bytes: int) -> SourceImage:
+def _source(header: Dataset, spacing_mm: tuple[float, float] | None, file_bytes: int) -> SourceImage:
     reference = Dataset()
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
         value = dicom_terms.uid(str(header.get(keyword, "")))
@@ -165,29 +166,32 @@ def _source(header: Dataset, file_bytes: int) -> SourceImage:
     if not header.get("Rows") or not header.get("Columns"):
         raise ImageRejectedError("no Rows or Columns in the header")
     reference.Rows, reference.Columns = int(header.Rows), int(header.Columns)
+    if isinstance(header.get("PatientID"), MultiValue):
+        raise ImageRejectedError("PatientID in the header has several values, so it does not identify the patient")
     for keyword in _REQUIRED_TEXT:
-        setattr(reference, keyword, str(header.get(keyword) or ""))
-    reference.PatientSex = dicom_terms.sex(header.get("PatientSex")) or ""
+        setattr(reference, keyword, _text(header.get(keyword)))
+    reference.PatientSex = dicom_terms.sex(_text(header.get("PatientSex"))) or ""
     for keyword in ("PatientBirthDate", "StudyDate"):
         setattr(reference, keyword, _valid(DA, header.get(keyword)))
     reference.StudyTime = _valid(TM, header.get("StudyTime"))
     for keyword in _COPIED:
         if header.get(keyword) and _is_valid(header[keyword]):
             reference[keyword] = deepcopy(header[keyword])
+    for _ in reference.iterall():  # reads the texts in sequences, too; unread ones would be written as their bytes
+        pass
     reference.Modality = str(header.get("Modality") or "OT")
     number = str(header.get("InstanceNumber") or "")
     reference.InstanceNumber = int(number) if number.isdecimal() and 0 < int(number) < 2**31 else 1
-    orientation = [str(side).strip() for side in header.get("PatientOrientation") or ()]
+    orientation = [side.strip() for side in _text(header.get("PatientOrientation")).split("\\")]
     reference.PatientOrientation = orientation if len(orientation) == 2 else None
     if frame_of_reference := dicom_terms.uid(str(header.get("FrameOfReferenceUID", ""))):
         reference.FrameOfReferenceUID = frame_of_reference
-    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing") or ()
-    if len(spacing) == 2 and all(0 < float(distance) < 100 for distance in spacing):
-        reference.PixelSpacing = [float(distance) for distance in spacing]
+    if spacing_mm:
+        reference.PixelSpacing = [*spacing_mm]
     _add_lossy_compression(reference, header, file_bytes)
     encodings = header.get("SpecificCharacterSet")
     listed = [encodings] if isinstance(encodings, str) else list(encodings or ())
-    return SourceImage(reference, encodings if all(name in python_encoding for name in listed) else _UTF8)
+    return SourceImage(reference, encodings if all(name in python_encoding for name in listed) else UTF8)
 
 
 def _add_lossy_compression(reference: Dataset, header: Dataset, file_bytes: int) -> None:
@@ -203,6 +207,11 @@ def _add_lossy_compression(reference: Dataset, header: Dataset, file_bytes: int)
     reference.LossyImageCompressionRatio = ratio
     if method:
         reference.LossyImageCompressionMethod = method
+
+
+def _text(value: object) -> str:
+    """A value as text; several values as in a file, separated by backslashes."""
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
 
 
 def _is_valid(element: DataElement) -> bool:

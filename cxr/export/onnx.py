@@ -38,9 +38,10 @@ BATCH = "batch"  # name of the first axis of the input and of all outputs
 TOLERANCE = 1e-4  # largest difference from PyTorch, relative to values above 1
 
 OUTPUTS = {
-    schema.PROBABILITIES: "float32 (batch, findings): probability of each finding, in [0, 1]; NaN: untrained finding",
+    schema.PROBABILITIES: "float32 (batch, findings): probability of each finding, in [0, 1]; NaN: the classifier "
+    "was not trained",
     schema.DECISIONS: "int8 (batch, findings): 1 if the probability is at least the finding's threshold, else 0; "
-    "-1: untrained finding",
+    "-1: the classifier was not trained",
     schema.THETA: "float32: 2 x 3 transform, row by row, from points of the aligned image to points of the given "
     "one, both from -1 to 1 between the image's outer edges (x, then y)",
     HEAT: "uint8 (batch, findings, rows, columns): heat maps of the whole image; 255 is heat 1",

@@ -145,7 +145,7 @@ def _combined(images: Iterator[pa.Table], per: Per) -> Iterator[pa.Table]:
                         f"image"
                     )
                 count, known = count + table.num_rows, known + table.num_rows - table[column].null_count
-                keyed = table.append_column(_KEY, _keys(table, column)).append_column(_FRONTAL, _frontal(table))
+                keyed = table.append_column(_KEY, _keys(table, per)).append_column(_FRONTAL, _frontal(table))
                 bucket_N = np.array(
                     [zlib.crc32(key.encode()) % _BUCKETS for key in keyed[_KEY].to_pylist()], np.int64
                 )
@@ -175,10 +175,13 @@ def _joined(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(joined).combine_chunks()
 
 
-def _keys(table: pa.Table, column: str) -> pa.ChunkedArray:
-    """(N,) ids of groups; an image whose group is unknown is one of its own, after all others."""
-    alone = pc.binary_join_element_wise("\uffff", table[schema.IMAGE_ID], "")
-    return pc.coalesce(table[column], alone)
+def _keys(table: pa.Table, per: Per) -> pa.ChunkedArray:
+    """(N,) ids of groups; studies of different patients differ. An image whose group is unknown is one of its own,
+    after all others."""
+    group = patient = table[schema.PATIENT_ID]
+    if per == "study":  # null where the study is
+        group = pc.binary_join_element_wise(table[schema.STUDY_ID], pc.fill_null(patient, ""), "\0")
+    return pc.coalesce(group, pc.binary_join_element_wise("\uffff", table[schema.IMAGE_ID], ""))
 
 
 def _frontal(table: pa.Table) -> pa.Array:

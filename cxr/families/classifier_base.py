@@ -120,7 +120,7 @@ class ClassifierRecipe(Recipe):
 
 def redecided(predicted: Mapping[str, Tensor], context: ScoringContext) -> dict[str, Tensor]:
     """What `ClassifierRecipe.decide` returned, with decisions by the thresholds of `context` where it has some.
-    Findings that were not trained stay undecided."""
+    Decisions of a classifier that was not trained stay unknown."""
     decisions = predicted[schema.DECISIONS].clone()
     for finding, threshold in context.thresholds.items():
         column = context.findings.index(finding)

@@ -20,9 +20,9 @@ from cxr.reporting.tables import markdown
 FEW = 50  # images of one class below which a threshold is called uncertain
 
 _SCORES = {
-    schema.PROBABILITIES: "probability of each finding, in [0, 1]; NaN: finding without training labels",
+    schema.PROBABILITIES: "probability of each finding, in [0, 1]; NaN: the classifier was not trained",
     schema.DECISIONS: "1 if the probability is at least the finding's threshold, else 0; "
-    "-1: finding without training labels",
+    "-1: the classifier was not trained",
     schema.PRED_BOXES: "boxes with finding and score, in pixels of the original image, highest score first",
     schema.PRED_MASK_RLE: "the mask as run-length code, at the size of the original image",
     schema.PRED_MASK_AREA_PX: "area of the mask in pixels of the original image",
@@ -54,6 +54,8 @@ _LIMITS = """\
 """
 _CLASSIFIER_LIMITS = """\
 - Labels of public archives are often extracted from reports and contain errors, which the network learns, too.
+- Findings without labels in the training images have probabilities and decisions, too, which mean nothing. This file
+  does not name them; those without labels in the validation images have the note "no known label".
 - Probabilities are not calibrated. Thresholds were selected at the prevalence of the validation images.
 """
 _LICENSE = """\

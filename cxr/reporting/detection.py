@@ -157,8 +157,9 @@ def froc_legend() -> str:
     """Explains `froc_table`."""
     return (
         "FROC: sensitivity, i.e. the share of the ground-truth boxes of a finding that are detected, at the score "
-        "threshold with the given number of false positives of that finding per evaluated image. A box is detected "
-        f"if a predicted box overlaps it at IoU > {VOC_IOUS[0]:g}."
+        "threshold with the given number of false positives of that finding per image. Only images in which the "
+        "finding is known to be present or absent count. A box is detected if a predicted box overlaps it at IoU > "
+        f"{VOC_IOUS[0]:g}."
     )
 
 
@@ -170,7 +171,7 @@ def froc_figure(summary: DetectionSummary) -> Figure:
     for f in np.argsort(-np.nan_to_num(rates_FR.mean(1), nan=-1.0), kind="stable").tolist():
         curve = summary.curves[f]
         if curve.true and len(curve.scores):
-            per_image = curve.false_positive / max(1, summary.images)
+            per_image = curve.false_positive / max(1, summary.known_images[f])
             before = curve.recall[per_image <= lowest].max(initial=0)
             shown = per_image > lowest
             x = np.concatenate([[lowest], per_image[shown], [highest]])

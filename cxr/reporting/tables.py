@@ -33,8 +33,8 @@ class Table:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned in plain text too."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *rows)]
+    """A Markdown table whose columns are aligned in plain text too; line breaks in cells become spaces."""
+    lines = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in line] for line in (head, *rows)]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(head))]
     lines.insert(1, ["-" * width for width in widths])
     return "".join(

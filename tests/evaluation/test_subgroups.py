@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.evaluation import reports
 from cxr.evaluation.run import ReportOptions
+from cxr.evaluation.subgroups import age_group
 from cxr.metrics import classification
 from tests.made_shards import write_shards
 from tests.written_runs import set_settings, settings_of, write_scored
@@ -115,6 +117,23 @@ def test_a_table_adds_groups(run: str, tmp_path: Path, named_by: str) -> None:
         if named_by == "image"
         else {("north", "37"), ("south", "36"), ("unknown", "6")}
     )
+
+
+def test_the_ages_of_a_table_are_groups_as_it_names_them(run: str, tmp_path: Path) -> None:
+    ages = ["old" if patient(image) % 4 else "young" for image in range(IMAGES)]
+    lines = [f"test-{image:04d};{age}" for image, age in enumerate(ages)]
+    (tmp_path / "groups.csv").write_text("\n".join(["image;age", *lines]))
+    options = ReportOptions(by="age", groups=str(tmp_path / "groups.csv"), resamples=5)
+    rows = rows_of(reports.report(run, options, str(tmp_path / "out")))
+    assert {(group, row["images"]) for (by, group, _), row in rows.items() if by} == {("old", "59"), ("young", "20")}
+
+
+@pytest.mark.parametrize(
+    ("years", "group"),
+    [(0.0, "0 to 17"), (59.9, "40 to 59"), (-1.0, "unknown"), (math.nan, "unknown"), (None, "unknown")],
+)
+def test_ages_that_cannot_be_are_unknown(years: float | None, group: str) -> None:
+    assert age_group(years) == group
 
 
 def test_wrong_columns_and_tables_are_explained(run: str, tmp_path: Path) -> None:

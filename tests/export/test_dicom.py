@@ -25,9 +25,10 @@ import cxr
 from cxr import schema
 from cxr.cli.commands.export_dicom import Options, main
 from cxr.data.identity import Identity
-from cxr.errors import UserError
-from cxr.export import dicom_codes, dicom_sc
+from cxr.errors import ImageRejectedError, UserError
+from cxr.export import dicom_codes, dicom_sc, dicom_seg
 from cxr.export.dicom_results import Algorithm, BoxScore, ImageResult
+from cxr.export.dicom_source import read_source
 from cxr.imaging.decode import decode
 from cxr.reporting.palette import MARK, PREDICTION, rgb
 from cxr.schema import FINDINGS, NO_FINDING, VINDR_GLOBAL_FINDINGS, VINDR_LOCAL_FINDINGS
@@ -167,6 +168,24 @@ def test_boxes_below_the_limit_and_of_no_finding_are_left_out(tmp_path: Path) ->
     assert thresholds == pytest.approx([95, 25, 50])
 
 
+@pytest.mark.parametrize("spelling", [NO_FINDING, "No Finding", "Normal"])
+def test_no_finding_is_not_a_finding(spelling: str, tmp_path: Path) -> None:
+    columns = pa.schema([*CLASSES][:2])
+    images = [xray(0), xray(1)]
+    paths = write_images(tmp_path / "archive", images)
+    values = [([0.1, 0.9], [0, 1]), ([0.9, 0.8], [1, 1])]
+    rows = [
+        scored(ds, path, **{schema.PROBABILITIES: probabilities, schema.DECISIONS: decisions})
+        for ds, path, (probabilities, decisions) in zip(images, paths, values, strict=True)
+    ]
+    about: dict[str, Any] = {"family": "classify", "findings": ["Mass", spelling], "archive": tmp_path / "archive"}
+    written = export(write_run(tmp_path / "run", rows, columns, **about), tmp_path / "out", kinds=("sr",))
+    assert written[images[0].SOPInstanceUID, ""]["status"] == "below threshold"
+    report = sr.srread(tmp_path / "out" / written[images[1].SOPInstanceUID, "sr"]["file"])
+    (group,) = report.content.get_image_measurement_groups()
+    assert group.finding_type == dicom_codes.finding_code("Mass")
+
+
 @pytest.mark.parametrize("family", ["pneumothorax", "lungs"])
 def test_segmentation_has_the_mask_bit_for_bit_and_the_report_refers_to_it(family: str, tmp_path: Path) -> None:
     mask = np.random.default_rng(0).random((96, 80)) < 0.3
@@ -218,6 +237,41 @@ def test_an_empty_mask_has_no_segmentation(tmp_path: Path) -> None:
     assert export(run, tmp_path / "out")[uid, ""]["status"] == "below threshold"
     rows = export(run, tmp_path / "out", all_images=True)
     assert [rows[uid, kind]["status"] for kind in ("sr", "seg", "sc")] == ["written", "no mask", "written"]
+
+
+def test_an_image_without_any_result_has_no_report(tmp_path: Path) -> None:
+    ds = xray(0)
+    (path,) = write_images(tmp_path / "archive", [ds])
+    unknown = {schema.PROBABILITIES: [NAN] * 3, schema.DECISIONS: [-1] * 3, schema.PRED_BOXES: []}
+    written = export(localizer_run(tmp_path, [scored(ds, path, **unknown)]), tmp_path / "out", all_images=True)
+    assert written[ds.SOPInstanceUID, "sr"]["status"] == "no findings"
+    assert "nothing to report" in written[ds.SOPInstanceUID, "sr"]["reason"]
+    assert written[ds.SOPInstanceUID, "sc"]["status"] == "written"
+
+
+def test_a_report_refers_to_a_segmentation_only_if_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> bytes:
+        raise ImageRejectedError("no segmentation today")
+
+    run, images = masked_run(tmp_path, [np.eye(96, 80, dtype=bool)])
+    uid, out = images[0].SOPInstanceUID, tmp_path / "out"
+
+    def references(rows: Any) -> int:
+        return len(sr.srread(out / rows[uid, "sr"]["file"]).content.get_planar_roi_measurement_groups())
+
+    with monkeypatch.context() as failing:
+        failing.setattr(dicom_seg, "segmentation", fail)
+        rows = export(run, out)
+        assert [rows[uid, kind]["status"] for kind in ("sr", "seg")] == ["written", "failed"]
+        assert references(rows) == 0
+        time_ns = (out / rows[uid, "sr"]["file"]).stat().st_mtime_ns
+        assert export(run, out) == rows
+        assert (out / rows[uid, "sr"]["file"]).stat().st_mtime_ns == time_ns
+    rows = export(run, out)
+    assert [rows[uid, kind]["status"] for kind in ("sr", "seg")] == ["written", "written"]
+    assert references(rows) == 1
 
 
 def test_the_picture_shows_the_displayed_image_with_boxes_and_the_warning() -> None:
@@ -286,6 +340,70 @@ def test_names_keep_their_characters(character_set: Any, name: str, tmp_path: Pa
         made = dcmread(tmp_path / "out" / row["file"])
         assert str(made.PatientName) == name
         assert made.SpecificCharacterSet == ds.SpecificCharacterSet
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [(None, "Doe^Jane"), ("ISO_IR 100", "Müller^Zoë"), (["", "ISO 2022 IR 87"], "山田^太郎")],
+)
+def test_findings_in_any_script_are_written_in_utf8_with_the_original_texts(
+    character_set: Any, name: str, tmp_path: Path
+) -> None:
+    procedure = Dataset()
+    procedure.CodeValue, procedure.CodingSchemeDesignator, procedure.CodeMeaning = "1", "99X", name.partition("^")[0]
+    ds = xray(0, ProcedureCodeSequence=[procedure])
+    if character_set:
+        ds.SpecificCharacterSet = character_set
+    ds.PatientName = name
+    (path,) = write_images(tmp_path / "archive", [ds])
+    findings = {"findings": ["気胸", "Épanchement", "Hernia"], "archive": tmp_path / "archive"}
+    run = write_run(
+        tmp_path / "run",
+        [scored(ds, path, **positive(pred_boxes=[box(0.9, "気胸")]))],
+        CLASSES,
+        family="localize",
+        **findings,
+    )
+    written = export(run, tmp_path / "out")
+    report = sr.srread(tmp_path / "out" / written[ds.SOPInstanceUID, "sr"]["file"])
+    assert report.SpecificCharacterSet == "ISO_IR 192"
+    assert str(report.PatientName) == name
+    assert report.ProcedureCodeSequence[0].CodeMeaning == procedure.CodeMeaning
+    groups = report.content.get_image_measurement_groups()
+    assert [group.finding_type.meaning for group in groups] == ["気胸", "Épanchement"]
+    assert [group.tracking_identifier for group in groups] == ["finding: 気胸", "finding: Épanchement"]
+    picture = dcmread(tmp_path / "out" / written[ds.SOPInstanceUID, "sc"]["file"])
+    assert picture.get("SpecificCharacterSet") == (character_set or None)
+
+
+def test_identifiers_with_several_values_stay_as_they_are(tmp_path: Path) -> None:
+    ds = xray(0, AccessionNumber=["A1", "A2"], StudyID=["S1", "S2"])
+    (path,) = write_images(tmp_path / "archive", [ds])
+    for row in export(localizer_run(tmp_path, [scored(ds, path, **positive())]), tmp_path / "out").values():
+        made = dcmread(tmp_path / "out" / row["file"])
+        assert (made.AccessionNumber, made.StudyID) == (["A1", "A2"], ["S1", "S2"])
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@pytest.mark.parametrize(
+    ("tags", "spacing_mm", "orientation"),
+    [
+        ({}, (0.2, 0.2), ["L", "F"]),
+        ({"PixelSpacing": "0.1", "ImagerPixelSpacing": [0.3, 0.4]}, (0.3, 0.4), ["L", "F"]),
+        ({"PixelSpacing": "0.1", "PatientOrientation": "LF"}, None, None),
+        ({"PixelSpacing": [0, 0.1], "PatientOrientation": ["L", "F", "H"]}, None, None),
+    ],
+)
+def test_spacing_and_orientation_of_the_original(
+    tags: dict[str, Any], spacing_mm: Any, orientation: Any, tmp_path: Path
+) -> None:
+    ds = xray(0, **tags)
+    (path,) = write_images(tmp_path / "archive", [ds])
+    source = read_source(str(path))
+    assert source.spacing_mm == spacing_mm
+    assert source.reference.PatientOrientation == orientation
+    written = export(localizer_run(tmp_path, [scored(ds, path, **positive())]), tmp_path / "out")
+    assert {row["status"] for row in written.values()} == {"written"}
 
 
 def test_one_series_per_kind_model_and_study_and_the_same_uids_again(tmp_path: Path) -> None:
@@ -411,6 +529,7 @@ def test_every_image_that_cannot_be_exported_has_a_row_with_the_reason(
         xray(4),
         xray(5),
         xray(6),
+        xray(8, PatientID=["ID-8", "ID-9"]),
         xray(7, PatientSex="unknown", PatientBirthDate="last May", StudyDate="??", PatientID=None, StudyTime=None),
     ]
     archive = tmp_path / "archive"
@@ -424,9 +543,11 @@ def test_every_image_that_cannot_be_exported_has_a_row_with_the_reason(
     written = export(localizer_run(tmp_path, rows), tmp_path / "out")
     reasons = [written[ds.SOPInstanceUID, "sr"]["reason"] for ds in images]
     missing = ("StudyInstanceUID", "SeriesInstanceUID", "not a DICOM", "StudyInstanceUID", "NotFoundError")
-    for reason, expected in zip(reasons, [*missing, "has changed since it was scored", "DICOM", ""], strict=True):
+    for reason, expected in zip(
+        reasons, [*missing, "has changed since it was scored", "DICOM", "several values", ""], strict=True
+    ):
         assert expected in reason
-    assert [written[ds.SOPInstanceUID, "sr"]["status"] for ds in images] == ["failed"] * 7 + ["written"]
+    assert [written[ds.SOPInstanceUID, "sr"]["status"] for ds in images] == ["failed"] * 8 + ["written"]
     assert written["broken", ""]["status"] == "not scored"
     printed = capsys.readouterr()
     assert "Doe" not in printed.out + printed.err + (tmp_path / "out/export.csv").read_text()
@@ -566,7 +687,7 @@ def test_other_findings_get_stable_private_codes() -> None:
     code = dicom_codes.finding_code("Tree-in-bud ✓ at the left upper lobe")
     assert code.scheme_designator == "99CXR"
     assert code == dicom_codes.finding_code("Tree-in-bud ✓ at the left upper lobe")
-    assert code.meaning.isascii()
+    assert code.meaning == "Tree-in-bud ✓ at the left upper lobe"
     assert code.value != dicom_codes.finding_code("Tree-in-bud").value
 
 

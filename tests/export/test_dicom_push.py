@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -31,12 +32,20 @@ class Pacs:
     Attributes:
         statuses: responses to the next requests, before it stores anything.
         refused: failure reasons by SOP Class UID.
+        unmentioned: names of SOP classes that responses do not mention, whose objects are not stored.
+        content_type: of responses; None for none.
+        location: another address to which all requests are redirected.
+        page: text of all responses, instead of what was stored.
         stored: contents of stored files by SOP Instance UID.
     """
 
     url: str = ""
     statuses: list[int] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
+    unmentioned: tuple[str, ...] = ()
+    content_type: str | None = "application/dicom+json"
+    location: str = ""
+    page: str | None = None
     stored: dict[str, bytes] = field(default_factory=dict)
     requests: list[dict[str, str]] = field(default_factory=list)
     received: int = 0
@@ -52,6 +61,8 @@ class Pacs:
             data = part.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
             ds = dcmread(BytesIO(data))
             self.received += 1
+            if ds.SOPClassUID.name in self.unmentioned:
+                continue
             about = {
                 "00081150": {"vr": "UI", "Value": [ds.SOPClassUID]},
                 "00081155": {"vr": "UI", "Value": [ds.SOPInstanceUID]},
@@ -71,15 +82,28 @@ def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
     monkeypatch.setattr(dicom_push, "_WAIT_MS", 1)
     for name in (USER, PASSWORD, TOKEN):
         monkeypatch.delenv(name, raising=False)
-    service = Pacs()
+    with serving(Pacs()) as service:
+        yield service
+
+
+@contextmanager
+def serving(service: Pacs) -> Iterator[Pacs]:
+    """Sets the URL of the service, which responds until the context ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status, content = service.respond(body, dict(self.headers))
             data = json.dumps(content).encode() if content else b""
+            if service.page is not None:
+                status, data = 200, service.page.encode()
+            if service.location:
+                status, data = 307, b""
             self.send_response(status)
-            self.send_header("Content-Type", "application/dicom+json")
+            if service.location:
+                self.send_header("Location", service.location)
+            if service.content_type is not None:
+                self.send_header("Content-Type", service.content_type)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -91,10 +115,12 @@ def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
     service.url = f"http://127.0.0.1:{server.server_port}/dicomweb"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield service
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield service
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture
@@ -165,6 +191,55 @@ def test_refused_objects_are_rows_with_the_reason_and_the_command_fails(run: str
     export(run, tmp_path, pacs)
     assert pacs.received == 6 + 3
     assert not any(row["reason"] for row in rows(tmp_path))
+
+
+@pytest.mark.parametrize("content_type", ["application/dicom+json; charset=utf-8", "Application/JSON", None])
+def test_responses_are_read_whatever_the_parameters_of_their_type(
+    content_type: str | None, run: str, tmp_path: Path, pacs: Pacs
+) -> None:
+    pacs.content_type = content_type
+    pacs.refused = {"Comprehensive SR Storage": 0x0111}
+    with pytest.raises(UserError, match="has not stored 3 objects"):
+        export(run, tmp_path, pacs)
+    assert {(row["kind"], bool(row["pushed"])) for row in rows(tmp_path)} == {("sr", False), ("sc", True)}
+
+
+def test_objects_that_the_response_does_not_mention_are_not_stored(run: str, tmp_path: Path, pacs: Pacs) -> None:
+    pacs.unmentioned = ("Comprehensive SR Storage",)
+    with pytest.raises(UserError, match="has not stored 3 objects"):
+        export(run, tmp_path, pacs)
+    reasons = {(row["kind"], bool(row["pushed"]), row["reason"]) for row in rows(tmp_path)}
+    assert reasons == {("sr", False, "not stored: the response does not mention it"), ("sc", True, "")}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "page"),
+    [
+        ("text/html", "<html>Please log in</html>"),
+        ("application/dicom+json", "<html>Please log in</html>"),
+        ("application/dicom+json", "[]"),
+        ("application/dicom+xml", "not XML"),
+        (None, "stored"),
+        ("application/dicom+json", "{}"),
+        ("application/dicom+json", ""),
+    ],
+)
+def test_a_response_that_does_not_say_what_was_stored_ends_the_push(
+    content_type: str | None, page: str, run: str, tmp_path: Path, pacs: Pacs
+) -> None:
+    pacs.content_type, pacs.page = content_type, page
+    with pytest.raises(UserError, match="does not store objects at the moment"):
+        export(run, tmp_path, pacs)
+    assert not any(row["pushed"] for row in rows(tmp_path))
+
+
+def test_objects_are_not_sent_to_where_a_service_redirects(run: str, tmp_path: Path, pacs: Pacs) -> None:
+    with serving(Pacs()) as other:
+        pacs.location = other.url
+        with pytest.raises(UserError, match="got a redirect"):
+            export(run, tmp_path, pacs)
+    assert not other.requests
+    assert not any(row["pushed"] for row in rows(tmp_path))
 
 
 def test_a_service_that_stores_nothing_names_the_reason(run: str, tmp_path: Path, pacs: Pacs) -> None:

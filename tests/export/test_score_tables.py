@@ -148,6 +148,23 @@ def test_a_study_has_the_maximum_over_its_frontal_images(tmp_path: Path) -> None
     assert (unknown["study_id"], unknown["patient_id"], unknown["image/Mass"]) == ("", "q", "f")
 
 
+def test_studies_of_different_patients_with_the_same_id_have_different_rows(tmp_path: Path) -> None:
+    rows = exported(
+        tmp_path,
+        "classify",
+        image("a", study_id="study1", patient_id="p", **probabilities(0.25, 0.5)),
+        image("b", study_id="study1", patient_id="q", **probabilities(0.75, 0.5)),
+        image("c", study_id="study1", patient_id="p", **probabilities(0.5, 0.5)),
+        image("d", study_id="study1", **probabilities(0.125, 0.5)),
+        per="study",
+    )
+    assert [(row["study_id"], row["patient_id"], row["images"], row["probability/Mass"]) for row in rows] == [
+        ("study1", "", "1", "0.125"),
+        ("study1", "p", "2", "0.5"),
+        ("study1", "q", "1", "0.75"),
+    ]
+
+
 def test_a_patient_has_the_maximum_over_all_studies(tmp_path: Path) -> None:
     rows = exported(
         tmp_path,

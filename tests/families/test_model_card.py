@@ -57,6 +57,8 @@ def test_every_family_has_a_card(family: str, tmp_path: Path) -> None:
     assert "X-rays in the layout of chestxray14 + padchest." in card
     assert "4 more images could not be used" in card
     assert "not a medical device" in card
+    predicts_findings = schema.PROBABILITIES in recipe.score_columns.names
+    assert ("Findings without labels in the training images" in card) == predicts_findings
     assert "AGPL-3.0" in card
     assert max(map(len, (line for line in card.splitlines() if line[:1] != "|"))) < 400
 

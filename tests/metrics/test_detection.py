@@ -153,6 +153,22 @@ def test_findings_without_truth_are_left_out_and_named_and_those_without_predict
     assert best == [(1, 0.9), pytest.approx((np.nan, np.nan), nan_ok=True), pytest.approx((0, np.nan), nan_ok=True)]
 
 
+def test_false_positives_count_per_image_in_which_the_finding_is_known() -> None:
+    """Images in which a finding is unknown allow no more false positives, as they can have none."""
+    images = 10
+    true = boxes([(image, 0, shifted(0), 0) for image in range(images)])
+    predicted = boxes(
+        [(image, 0, shifted(step), 0.6 + step / 100) for image in range(images) for step in (30, 20, 10)]
+        + [(image, 0, shifted(0), 0.3) for image in range(images)]
+    )
+    alone = detection.summarize(predicted, true, np.arange(images), ["a"], resamples=2)
+    known = np.arange(10 * images)[:, None] < images
+    among_others = detection.summarize(predicted, true, np.arange(10 * images), ["a"], known_NF=known, resamples=2)
+    assert among_others.known_images.tolist() == [images]
+    np.testing.assert_array_equal(among_others.froc, alone.froc)
+    assert alone.froc[0].tolist() == [0, 0, 0, 0, 0, 1, 1]
+
+
 def test_no_boxes_at_all() -> None:
     summary = detection.summarize(boxes([]), boxes([]), np.arange(3), ["a"], resamples=10)
     assert np.isnan([summary.voc[0.4].mean, summary.map_50_95]).all()

@@ -44,6 +44,7 @@ def test_the_table_has_a_line_a_finding(made: Made) -> None:
 
 
 def test_text_of_tables() -> None:
+    assert markdown(["a"], [["x\r\ny\nz"]]) == "| a     |\n| ----- |\n| x y z |\n"
     assert markdown(["a", "b"], [["x|y", ""]]) == "| a    | b   |\n| ---- | --- |\n| x\\|y |     |\n"
     rows = [{"a": 1, "b": float("nan")}, {"a": 'say "x", y', "b": 0.25}]
     assert list(csv.DictReader(csv_text(rows).splitlines())) == [

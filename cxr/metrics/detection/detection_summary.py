@@ -31,6 +31,7 @@ class DetectionSummary:
     coco: np.ndarray  # (T, F) average precision at each of COCO_IOUS
     curves: list[Curve]  # at the first of VOC_IOUS
     images: int
+    known_images: np.ndarray  # (F,) of these, in which all boxes of the finding are known
     patients: int
 
     @property
@@ -40,9 +41,10 @@ class DetectionSummary:
 
     @property
     def froc(self) -> np.ndarray:
-        """(F, R) sensitivity of each finding at FROC_RATES false positives per image; NaN without ground-truth
-        boxes."""
-        rates = [[curve.sensitivity_at(rate * self.images) for rate in FROC_RATES] for curve in self.curves]
+        """(F, R) sensitivity of each finding at FROC_RATES false positives per image in which it is known; NaN
+        without ground-truth boxes."""
+        known = zip(self.curves, self.known_images.tolist(), strict=True)
+        rates = [[curve.sensitivity_at(rate * images) for rate in FROC_RATES] for curve, images in known]
         return np.array(rates, np.float64).reshape(len(self.findings), len(FROC_RATES))
 
     @property
@@ -115,10 +117,16 @@ def summarize(
     patients_N: np.ndarray,
     findings: Sequence[str],
     *,
+    known_NF: np.ndarray | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> DetectionSummary:
-    """Evaluate predicted boxes with scores. Both sets are in the same frame; `image` indexes `patients_N`."""
+    """Evaluate predicted boxes with scores. Both sets are in the same frame; `image` indexes `patients_N`.
+
+    Args:
+        known_NF: bool: all boxes of a finding in an image are known, so that others are false positives; where they
+            are not, there are neither true nor predicted boxes. None: all are.
+    """
     candidates, count = pairs(predicted, true), len(findings)
     true_positive = {iou: voc_true_positives(predicted, candidates, iou) for iou in VOC_IOUS}
     some = np.unique(true.image * count + true.finding) % max(1, count)
@@ -137,5 +145,6 @@ def summarize(
         coco=coco_average_precisions(predicted, true, count),
         curves=curves(predicted, true_positive[VOC_IOUS[0]], true, count),
         images=len(patients_N),
+        known_images=np.full(count, len(patients_N)) if known_NF is None else known_NF.sum(0),
         patients=len(np.unique(patients_N)),
     )
