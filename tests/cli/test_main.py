@@ -113,6 +113,29 @@ def test_a_wrong_value_exits_with_2_and_one_line(
 ) -> None:
     assert call("train", "classify", "--members", "0", monkeypatch=monkeypatch) == 2
     assert capsys.readouterr().err == "error: --members: expected 1 or more, got 0\n"
+    assert call("train", "classify", "--keep-checkpoints", "0", monkeypatch=monkeypatch) == 2  # of nested options
+    assert capsys.readouterr().err == "error: --keep-checkpoints: expected 1 or more, got 0\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("info --checkpoint none --json", "contains no checkpoint.json"),
+        ("score --plan --archive none --json", "none does not exist"),
+        ("score --until then --json", "error: --until: expected a time"),
+        ("score --nope 3 --json", "error: Unrecognized options: --nope, 3 For full"),
+        ("score --out a --out b --json", "expected one --out, got 2"),
+        ("submit --json -- scroe", "Did you mean `cxr score`?"),
+        ("scroe --json", "Did you mean `cxr score`?"),
+    ],
+)
+def test_with_json_every_mistake_is_an_event(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    event = json.loads(capsys.readouterr().out)
+    assert (event["event"], event["exit_code"]) == ("error", 2)
+    assert said in event["text"]
 
 
 def test_help_fills_the_lines_of_the_terminal(

@@ -62,7 +62,7 @@ def main(options: Options) -> tuple[dict[str, Any], str]:
     if not (options.command or options.follow or options.stop):
         raise UserError("expected a command after --, such as `cxr submit -- score --help`, got none")
     if options.command:
-        find(options.command)  # exits if there is no such command
+        find(options.command)  # raises
     environment = _runtime_environment(options)
     client = connect(options.address)
     if options.stop:
