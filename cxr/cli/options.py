@@ -11,7 +11,7 @@ import tyro
 
 from cxr import storage
 from cxr.cli.plan_options import PlanOptions
-from cxr.errors import UserError
+from cxr.errors import UserError, check_fraction, check_least
 from cxr.sources.options import Labeling, ReadOptions
 from cxr.training.options import RunOptions, SearchOptions
 
@@ -34,6 +34,10 @@ class ArchiveOptions:
     phantoms: int = 160
     """Number of images in the phantom archive that is generated if no archive is given."""
     labeling: Labeling = field(default_factory=Labeling)
+
+    def __post_init__(self) -> None:
+        check_least(self, stored_size=1, phantoms=1)
+        check_fraction(self, "max_rejects")
 
     def with_headers(self, out: str) -> ArchiveOptions:
         """The same options; headers of DICOM archives are stored in OUT/headers unless they say where."""
@@ -108,8 +112,7 @@ class TrainOptions(RecipeOptions):
     fails, the job continues without it."""
 
     def __post_init__(self) -> None:
-        if self.members < 1:
-            raise UserError(f"--members: expected 1 or more, got {self.members}")
+        check_least(self, members=1)
 
 
 @dataclass(frozen=True, kw_only=True)

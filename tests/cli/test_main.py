@@ -108,13 +108,34 @@ def test_options_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch, capsys
     assert "--epochs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train classify --members 0", "members: expected 1 or more, got 0"),
+        ("train classify --keep-checkpoints 0", "keep-checkpoints: expected 1 or more, got 0"),
+        ("train classify --max-failures -1", "max-failures: expected 0 or more, got -1"),
+        ("train classify --phantoms -3", "phantoms: expected 1 or more, got -3"),
+        ("train classify --stored-size 0", "stored-size: expected 1 or more, got 0"),
+        ("train classify --max-rejects 2", "max-rejects: expected a fraction from 0 to 1, got 2"),
+        ("tune classify --trials -1", "trials: expected 1 or more, got -1"),
+        ("tune classify --grace-period -1", "grace-period: expected 0 or more, got -1"),
+        ("tune classify --max-concurrent-trials 0", "max-concurrent-trials: expected 1 or more, got 0"),
+        ("score --workers 0", "workers: expected 1 or more, got 0"),
+        ("score --batch-size -1", "batch-size: expected 1 or more, got -1"),
+        ("score --max-rejects -0.1", "max-rejects: expected a fraction from 0 to 1, got -0.1"),
+        ("score --plan --plan-images 0", "plan-images: expected 1 or more, got 0"),
+        ("score --plan --plan-gpus -1", "plan-gpus: expected 0 or more, got -1"),
+        ("score --plan --images-per-second nan", "images-per-second: expected a positive number, got nan"),
+        ("ingest --limit 0", "limit: expected 1 or more, got 0"),
+        ("ingest --stored-size -256", "stored-size: expected 1 or more, got -256"),
+        ("ingest --max-rejects 5", "max-rejects: expected a fraction from 0 to 1, got 5"),
+    ],
+)
 def test_a_wrong_value_exits_with_2_and_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("train", "classify", "--members", "0", monkeypatch=monkeypatch) == 2
-    assert capsys.readouterr().err == "error: --members: expected 1 or more, got 0\n"
-    assert call("train", "classify", "--keep-checkpoints", "0", monkeypatch=monkeypatch) == 2  # of nested options
-    assert capsys.readouterr().err == "error: --keep-checkpoints: expected 1 or more, got 0\n"
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == f"error: --{said}\n"
 
 
 @pytest.mark.parametrize(
