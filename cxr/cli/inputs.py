@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cxr import schema, storage
-from cxr.cli.options import ArchiveOptions
+from cxr.cli.options import ArchiveOptions, check_described
 from cxr.data import shards
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import LEDGER_FILE
@@ -37,6 +37,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> Inputs:
         UserError: the first mistake.
     """
     out = storage.normalize(out)
+    check_described(options.archive, options.reading, options.labeling)
     if not options.uris:  # a phantom archive, which suits every recipe of which these hold
         fold_of(recipe)
         if options.stream:

@@ -12,8 +12,19 @@ import tyro
 from cxr import storage
 from cxr.cli.plan_options import PlanOptions
 from cxr.errors import UserError, check_fraction, check_least
-from cxr.sources.options import Labeling, ReadOptions
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
 from cxr.training.options import RunOptions, SearchOptions
+
+
+def check_described(archive: Sequence[str] | None, reading: ReadOptions, labeling: Labeling = SOURCE_LABELS) -> None:
+    """Raise UserError if options describe an archive, but none is given, so that a phantom archive would be used."""
+    described = [f"--{name}" for name in ("source", "select") if getattr(reading, name) != getattr(ALL_IMAGES, name)]
+    described += [labeling.options()] if labeling else []
+    if described and not archive:
+        raise UserError(
+            f"expected --archive with {', '.join(described)}, got none: add it, because these options do not "
+            f"apply to phantoms"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.cli.inputs import open_archive, training_images
-from cxr.cli.options import RecipeOptions, TrainOptions, TuneOptions
+from cxr.cli.options import RecipeOptions, TrainOptions, TuneOptions, check_described
 from cxr.cli.plan_options import PlanOptions
 from cxr.data import shards
 from cxr.inference.options import ScoredSplit
@@ -204,6 +204,7 @@ def _runs(options: RecipeOptions) -> tuple[int, str, str]:
 def _training_images(options: RecipeOptions, counted_images: int | None) -> tuple[int, str, bool]:
     """Training images, who says so, and whether they are shards already."""
     archive, folds = options.data, options.recipe.folds
+    check_described(archive.archive, archive.reading, archive.labeling)
     on_disk = bool(archive.uris) and all(map(shards.is_shards, archive.uris))
     if counted_images is not None:
         return counted_images, "listed in the archive", on_disk

@@ -28,7 +28,7 @@ from cxr.inference.plan import plan_scoring
 from cxr.phantom.archive import write_phantom
 from cxr.phantom.nlm import write_masked_phantom
 from cxr.sources import chestxray14
-from cxr.sources.options import ReadOptions
+from cxr.sources.options import Labeling, ReadOptions
 from cxr.training.options import RunOptions, SearchOptions
 from tests.made_shards import write_shards
 
@@ -185,3 +185,9 @@ def test_a_missing_archive_and_an_existing_run_are_reported_first(tmp_path: Path
 def test_the_phantom_archive_is_checked_as_well(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected stored images of at least size=512 px"):
         train_job(ALIGN.replace(size=512), ArchiveOptions(), RunOptions(), out(tmp_path))
+
+
+def test_options_that_describe_an_archive_need_one(tmp_path: Path) -> None:
+    archive = ArchiveOptions(labeling=Labeling(masks="masks.csv"))
+    with pytest.raises(UserError, match="expected --archive with --masks, got none: add it"):
+        train_job(ALIGN, archive, RunOptions(), out(tmp_path))

@@ -141,6 +141,25 @@ def test_a_wrong_value_exits_with_2_and_one_line(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("train detect --architectures yolov5s", "expected --members with --architectures, got none: add it"),
+        ("train detect --sizes 64 96", "expected --members with --sizes, got none: add it"),
+        ("train phantom-lungs --steps 0 --half test", "expected --archive with --half, got none: add it"),
+        ("ingest --labels a.csv --select sex==F", "expected --archive with --select, --labels, got none: add it"),
+        ("inspect --boxes a.json", "expected --archive with --boxes, got none: add it"),
+        ("score --source nih", "expected --archive with --source, got none: add it"),
+        ("train align --plan --labels a.csv", "expected --archive with --labels, got none: add it"),
+    ],
+)
+def test_options_without_an_effect_are_mistakes(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         ("info --checkpoint none --json", "contains no checkpoint.json"),
         ("score --plan --archive none --json", "none does not exist"),
         ("score --until then --json", "error: --until: expected a time"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cxr import schema, storage
+from cxr.cli.options import check_described
 from cxr.cli.phantoms import some_phantoms
 from cxr.cli.plan_options import PlanOptions
 from cxr.errors import ImageRejectedError, UserError, check_fraction, check_least
@@ -71,6 +72,7 @@ class Options:
     def __post_init__(self) -> None:
         check_least(self, stored_size=1, limit=1)
         check_fraction(self, "max_rejects")
+        check_described(self.archive, self.reading, self.labeling)
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import tyro
 
 from cxr import storage
 from cxr.cli.exports import ExportFormat, check_formats, export_all
+from cxr.cli.options import check_described
 from cxr.cli.phantoms import some_phantoms
 from cxr.cli.plan_options import PlanOptions
 from cxr.data import gate
@@ -52,6 +53,9 @@ class Options:
     (coco). Repeat the option for both. With several checkpoints, the files are in OUT/exports/NAME."""
     score: ScoreOptions = field(default_factory=ScoreOptions)
     planning: PlanOptions = field(default_factory=PlanOptions)
+
+    def __post_init__(self) -> None:
+        check_described(self.archive, self.score.reading)
 
 
 def main(options: Options) -> dict[str, Any]:
