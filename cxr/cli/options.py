@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Self
 import tyro
 
 from cxr import storage
+from cxr.cli.early_options import early_values
 from cxr.cli.plan_options import PlanOptions
 from cxr.errors import UserError, check_fraction, check_least
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
@@ -88,19 +88,16 @@ class RecipeOptions:
         from cxr.families import presets
 
         recipe_type = type(self.recipe)
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--preset")
-        parser.add_argument("--recipe")
-        parsed = parser.parse_known_args(list(arguments))[0]
-        if parsed.preset and parsed.recipe:
+        names, files = early_values(arguments, "--preset", "--recipe")
+        if names and files:
             raise UserError("expected --preset or --recipe, got both: use one of them")
-        if parsed.recipe:
-            return replace(self, recipe=presets.read_recipe(recipe_type, parsed.recipe))
-        if parsed.preset:
-            preset = presets.find_preset(recipe_type.family, parsed.preset)
+        if files:
+            return replace(self, recipe=presets.read_recipe(recipe_type, files[0]))
+        if names:
+            preset = presets.find_preset(recipe_type.family, names[0])
             return replace(
                 self,
-                recipe=presets.preset(recipe_type, parsed.preset),
+                recipe=presets.preset(recipe_type, names[0]),
                 data=replace(self.data, **preset.archive),
                 run=replace(self.run, **preset.run),
             )

@@ -158,6 +158,23 @@ def test_options_without_an_effect_are_mistakes(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "train align --preset",
+        "train align --recipe --epochs 3",
+        "train classify --embeddings",
+        "study localization --seeds 1 --preset",
+    ],
+)
+def test_a_missing_value_is_a_mistake_on_the_commands_own_line(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = next(word for word in reversed(words.split()) if word.startswith("--") and word != "--epochs")
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    assert f"Missing value for argument '{option}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         ("info --checkpoint none --json", "contains no checkpoint.json"),
