@@ -61,8 +61,7 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     for archive in check_archives(options.archive, options.score):
         storage.check_readable(archive)
-    panel = _panel(options)
-    recipes = [read_about(member.checkpoint)["recipe"] for member in panel.members] if panel else []
+    panel, recipes = read_panel(options)
     check_formats(options.export, [family_of(recipe) for recipe in recipes])
     open_identity(options.score.pseudonymize, options.score.crosswalk, storage.normalize(options.out), ())
 
@@ -107,13 +106,18 @@ def _say_plan(options: Options, images: int) -> None:
     say_plan(options, images)
 
 
-def _panel(options: Options) -> Panel | None:
-    """The checkpoints that the options name; None if they name none."""
+def read_panel(options: Options) -> tuple[Panel | None, list[dict[str, Any]]]:
+    """The checkpoints that the options name, and the recipe of each; None if they name none.
+
+    Raises:
+        UserError: a checkpoint does not exist, or both options for checkpoints are given.
+    """
     if options.panel and options.checkpoint:
         raise UserError("expected --panel or --checkpoint, got both: add the checkpoint to the file of the panel")
-    if options.panel:
-        return Panel.read(options.panel)
-    return Panel.of(options.checkpoint) if options.checkpoint else None
+    if not (options.panel or options.checkpoint):
+        return None, []
+    panel = Panel.read(options.panel) if options.panel else Panel.of(options.checkpoint)
+    return panel, [read_about(member.checkpoint)["recipe"] for member in panel.members]
 
 
 def _demo_checkpoint(archive: str, out: str, *, latents: bool) -> str:
