@@ -34,10 +34,10 @@ def main() -> None:
 
 
 def _main(words: list[str]) -> None:
-    if words and words[0].replace("_", "-") in COMPLETION:
+    if words and (option := words[0].replace("_", "-")) in COMPLETION:
         from cxr.cli.completion import write_completion
 
-        write_completion(words)
+        write_completion([option, *words[1:]])
     elif not words or words[0] in _HELP:
         print(_overview())
     elif words == ["--version"]:

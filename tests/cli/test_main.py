@@ -146,11 +146,12 @@ def test_a_wrong_value_exits_with_2_and_one_line(
         ("train phantom-lungs --steps 0 --half test", "expected --archive with --half, got none: add it"),
         ("ingest --labels a.csv --select sex==F", "expected --archive with --select, --labels, got none: add it"),
         ("inspect --boxes a.json", "expected --archive with --boxes, got none: add it"),
+        ("phantom --out a --preview a/b.jpg", "--preview: expected a file outside --out a, where"),
         ("score --source nih", "expected --archive with --source, got none: add it"),
         ("train align --plan --labels a.csv", "expected --archive with --labels, got none: add it"),
     ],
 )
-def test_options_without_an_effect_are_mistakes(
+def test_options_that_do_not_go_together_are_mistakes(
     words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*words.split(), monkeypatch=monkeypatch) == 2
@@ -264,6 +265,23 @@ def test_info_says_what_a_checkpoint_needs_and_gives(
     assert "loss: 0.25" in text
     assert call("info", "--checkpoint", str(tmp_path / "none"), monkeypatch=monkeypatch) == 2
     assert "contains no checkpoint.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ("--tyro-print-completion foo", "--tyro-print-completion SHELL"),
+        ("--tyro-print-completion", "--tyro-print-completion SHELL"),
+        ("--tyro_print_completion bash x", "--tyro-print-completion SHELL"),
+        ("--tyro-write-completion bash", "--tyro-write-completion SHELL FILE"),
+    ],
+)
+def test_mistakes_in_options_of_completion_show_their_usage(
+    words: str, usage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    said = f"error: expected `cxr {usage}` with SHELL one of bash, zsh, tcsh, fish, got `cxr "
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_completion_knows_commands_and_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
