@@ -69,8 +69,9 @@ def find(words: Sequence[str]) -> tuple[Command, list[str]]:
         expected = f"expected `cxr {words[0]} {placeholder}` with {placeholder} one of {', '.join(names)}"
     else:
         expected = f"expected a command: {', '.join(dict.fromkeys(name.partition(' ')[0] for name in COMMANDS))}"
-    near = difflib.get_close_matches(given.lower(), [*COMMANDS, *GROUPS], n=1)
-    near = near or difflib.get_close_matches(words[0].lower(), [*COMMANDS, *GROUPS], n=1)
+    known = [*COMMANDS, *GROUPS, "--help", "--version"]
+    near = difflib.get_close_matches(given.lower(), known, n=1)
+    near = near or difflib.get_close_matches(words[0].lower(), known, n=1)
     hint = f" Did you mean `cxr {near[0]}`?" if near and near[0] != words[0] else ""
     raise UserError(f"{expected}; got `cxr {given}`.{hint}")
 

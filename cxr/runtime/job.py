@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Generic,
     NoReturn,
     Protocol,
@@ -58,6 +59,13 @@ class HasStartingPoint(Protocol):
     def starting_point(self, arguments: Sequence[str]) -> Any: ...
 
     def presets_help(self) -> str: ...
+
+
+@runtime_checkable
+class HasHint(Protocol):
+    """Options with a sentence that follows what the parser says of a mistake."""
+
+    HINT: ClassVar[str]
 
 
 Options = TypeVar("Options", bound=HasOut)
@@ -142,10 +150,8 @@ def parse(
     except (UserError, SystemExit) as end:
         if mistake := _mistake_in(end):
             console.reject(re.sub(r"^([a-z]\w*)(?=: expected)", _option, str(mistake)), arguments)
-        if refusal.getvalue() and console.wants_json(arguments):
-            _title, *lines = (line.strip(_FRAME) for line in refusal.getvalue().splitlines())
-            console.reject(" ".join(line for line in lines if line.strip("-")), arguments)
-        print(refusal.getvalue(), end="", file=sys.stderr, flush=True)
+        if refused := refusal.getvalue():  # nothing after `--help`
+            _show_refusal(refused + (options.HINT if isinstance(options, HasHint) else ""), arguments)
         raise
 
 
@@ -154,6 +160,14 @@ def _mistake_in(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__context__
     return error
+
+
+def _show_refusal(text: str, arguments: Sequence[str]) -> None:
+    """Print what tyro says of a command line, as one line without its frame if the command line asks for JSON."""
+    if console.wants_json(arguments):
+        _title, *lines = (line.strip(_FRAME) for line in text.splitlines())
+        console.reject(" ".join(line for line in lines if line.strip("-")), arguments)
+    print(text.rstrip(), file=sys.stderr, flush=True)
 
 
 def _option(setting: re.Match[str]) -> str:

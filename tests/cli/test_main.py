@@ -59,6 +59,9 @@ def test_the_first_words_name_the_command() -> None:
         ("benchmark detection", "expected `cxr benchmark NAME` with NAME one of align, compression"),
         ("study detect", "got `cxr study detect`. Did you mean `cxr study detection`?"),
         ("--nope", "expected a command: phantom, inspect"),
+        ("help", "got `cxr help`. Did you mean `cxr --help`?"),
+        ("version", "got `cxr version`. Did you mean `cxr --version`?"),
+        ("--verison", "got `cxr --verison`. Did you mean `cxr --version`?"),
     ],
 )
 def test_a_mistyped_command_exits_with_2_and_names_the_nearest(
@@ -265,6 +268,15 @@ def test_info_says_what_a_checkpoint_needs_and_gives(
     assert "loss: 0.25" in text
     assert call("info", "--checkpoint", str(tmp_path / "none"), monkeypatch=monkeypatch) == 2
     assert "contains no checkpoint.json" in capsys.readouterr().err
+
+
+def test_a_command_to_submit_without_its_separator_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("submit", "train", "align", "--workers", "2", monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err.endswith(
+        "The command to run follows after --, as in `cxr submit -- score --help`.\n"
+    )
 
 
 @pytest.mark.parametrize(
