@@ -1,4 +1,5 @@
-"""Exceptions for the user. Every message says what was expected, what was found and what to do."""
+"""Exceptions for the user, and checks that raise them. Every message says what was expected, what was found and what
+to do."""
 
 from __future__ import annotations
 
@@ -15,6 +16,21 @@ class ImageRejectedError(ValueError):
 
 class ClusterError(RuntimeError):
     """Ray or a machine failed, independently of the input. Jobs print only the message and exit with code 1."""
+
+
+def check_least(settings: object, **least: int) -> None:
+    """Raise UserError if a setting is smaller than its least value. None, for a default, passes."""
+    for name, value in least.items():
+        given = getattr(settings, name)
+        if given is not None and given < value:
+            raise UserError(f"{name}: expected {value} or more, got {given}")
+
+
+def check_fraction(settings: object, name: str) -> None:
+    """Raise UserError unless a setting is a fraction from 0 to 1."""
+    given = getattr(settings, name)
+    if not 0 <= given <= 1:
+        raise UserError(f"{name}: expected a fraction from 0 to 1, got {given:g}")
 
 
 def raised_at(error: BaseException) -> str:

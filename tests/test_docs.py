@@ -78,4 +78,4 @@ def test_messages_and_pages_install_extras_that_exist_in_one_form() -> None:
     assert {path.suffix for path, *_ in named} == {".md", ".py"}
     assert [name for _, _, names in named for name in names.split(",") if name not in extras] == []
     downloads = {path.name for path, package, _ in named if package == "."}  # before cxr is installed
-    assert downloads == {"offline.md"}
+    assert downloads == {"offline.md", "README.md"}

@@ -10,17 +10,28 @@ from typing import Annotated, Any, Union
 import tyro
 
 from cxr.cli.commands import COMMANDS, GROUPS
+from cxr.errors import UserError
 from cxr.runtime.job import Command
+
+_WRITE = "--tyro-write-completion"
+_SHELLS = ("bash", "zsh", "tcsh", "fish")
 
 
 def write_completion(arguments: Sequence[str]) -> None:
     """Let tyro write the completion script of all commands, whose modules this imports.
 
     Args:
-        arguments: `--tyro-write-completion SHELL PATH` or `--tyro-print-completion SHELL`.
+        arguments: `--tyro-write-completion SHELL FILE` or `--tyro-print-completion SHELL`.
+
+    Raises:
+        UserError: the arguments are others.
     """
-    if len(arguments) == 3:
-        Path(arguments[2]).parent.mkdir(parents=True, exist_ok=True)
+    option, *values = arguments
+    usage = f"cxr {option} SHELL{' FILE' * (option == _WRITE)}"
+    if len(values) != 1 + (option == _WRITE) or values[0] not in _SHELLS:
+        raise UserError(f"expected `{usage}` with SHELL one of {', '.join(_SHELLS)}, got `cxr {' '.join(arguments)}`")
+    if option == _WRITE:
+        Path(values[1]).parent.mkdir(parents=True, exist_ok=True)
     single = {name: _options(name) for name in COMMANDS if " " not in name}
     groups = {
         first: _group(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import tyro
 
+from cxr.cli.early_options import early_values
 from cxr.errors import UserError
 
 
@@ -29,18 +29,14 @@ class EmbeddingsOption:
         Raises:
             UserError: there are no embeddings, or `--preset` or `--recipe` is given, too.
         """
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--embeddings", action="append")
-        parser.add_argument("--preset")
-        parser.add_argument("--recipe")
-        parsed = parser.parse_known_args(list(arguments))[0]
-        if not parsed.embeddings:
+        embeddings, presets, recipes = early_values(arguments, "--embeddings", "--preset", "--recipe")
+        if not embeddings:
             return None
-        if parsed.preset or parsed.recipe:
+        if presets or recipes:
             raise UserError(
                 "expected --embeddings without --preset and --recipe, got several: omit the others, because the "
                 "settings are those of the network that made the embeddings"
             )
         from cxr.cli.head_jobs import head_recipe
 
-        return replace(self, recipe=head_recipe(parsed.embeddings))  # pyright: ignore[reportCallIssue]
+        return replace(self, recipe=head_recipe(embeddings))  # pyright: ignore[reportCallIssue]

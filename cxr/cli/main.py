@@ -13,6 +13,8 @@ from typing import NoReturn
 
 import cxr
 from cxr.cli.commands import COMMANDS, GROUPS, Command
+from cxr.errors import UserError
+from cxr.runtime import console
 
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 _HELP = ("-h", "--help")
@@ -20,19 +22,22 @@ _HELP = ("-h", "--help")
 
 def main() -> None:
     """Run the command line of `cxr`."""
+    words = sys.argv[1:]
     try:
-        _main(sys.argv[1:])
+        _main(words)
         sys.stdout.flush()
+    except UserError as mistake:
+        console.reject(mistake, words)
     except BrokenPipeError:  # `cxr score --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
         sys.exit(1)
 
 
 def _main(words: list[str]) -> None:
-    if words and words[0].replace("_", "-") in COMPLETION:
+    if words and (option := words[0].replace("_", "-")) in COMPLETION:
         from cxr.cli.completion import write_completion
 
-        write_completion(words)
+        write_completion([option, *words[1:]])
     elif not words or words[0] in _HELP:
         print(_overview())
     elif words == ["--version"]:
@@ -50,7 +55,11 @@ def run(name: str) -> NoReturn:
 
 
 def find(words: Sequence[str]) -> tuple[Command, list[str]]:
-    """The command that these words begin with, and the words that are left; exits with 2 if there is none."""
+    """The command that these words begin with, and the words that are left.
+
+    Raises:
+        UserError: there is no such command; the message names the nearest one.
+    """
     for count in (1, 2):
         if command := COMMANDS.get(" ".join(words[:count])):
             return command, list(words[count:])
@@ -60,11 +69,11 @@ def find(words: Sequence[str]) -> tuple[Command, list[str]]:
         expected = f"expected `cxr {words[0]} {placeholder}` with {placeholder} one of {', '.join(names)}"
     else:
         expected = f"expected a command: {', '.join(dict.fromkeys(name.partition(' ')[0] for name in COMMANDS))}"
-    near = difflib.get_close_matches(given.lower(), [*COMMANDS, *GROUPS], n=1)
-    near = near or difflib.get_close_matches(words[0].lower(), [*COMMANDS, *GROUPS], n=1)
+    known = [*COMMANDS, *GROUPS, "--help", "--version"]
+    near = difflib.get_close_matches(given.lower(), known, n=1)
+    near = near or difflib.get_close_matches(words[0].lower(), known, n=1)
     hint = f" Did you mean `cxr {near[0]}`?" if near and near[0] != words[0] else ""
-    print(f"error: {expected}; got `cxr {given}`.{hint}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    raise UserError(f"{expected}; got `cxr {given}`.{hint}")
 
 
 def _of_group(first: str) -> list[str]:

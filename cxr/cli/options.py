@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self
@@ -10,10 +9,22 @@ from typing import Annotated, Any, Self
 import tyro
 
 from cxr import storage
+from cxr.cli.early_options import early_values
 from cxr.cli.plan_options import PlanOptions
-from cxr.errors import UserError
-from cxr.sources.options import Labeling, ReadOptions
+from cxr.errors import UserError, check_fraction, check_least
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
 from cxr.training.options import RunOptions, SearchOptions
+
+
+def check_described(archive: Sequence[str] | None, reading: ReadOptions, labeling: Labeling = SOURCE_LABELS) -> None:
+    """Raise UserError if options describe an archive, but none is given, so that a phantom archive would be used."""
+    described = [f"--{name}" for name in ("source", "select") if getattr(reading, name) != getattr(ALL_IMAGES, name)]
+    described += [labeling.options()] if labeling else []
+    if described and not archive:
+        raise UserError(
+            f"expected --archive with {', '.join(described)}, got none: add it, because these options do not "
+            f"apply to phantoms"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +45,10 @@ class ArchiveOptions:
     phantoms: int = 160
     """Number of images in the phantom archive that is generated if no archive is given."""
     labeling: Labeling = field(default_factory=Labeling)
+
+    def __post_init__(self) -> None:
+        check_least(self, stored_size=1, phantoms=1)
+        check_fraction(self, "max_rejects")
 
     def with_headers(self, out: str) -> ArchiveOptions:
         """The same options; headers of DICOM archives are stored in OUT/headers unless they say where."""
@@ -73,19 +88,16 @@ class RecipeOptions:
         from cxr.families import presets
 
         recipe_type = type(self.recipe)
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--preset")
-        parser.add_argument("--recipe")
-        parsed = parser.parse_known_args(list(arguments))[0]
-        if parsed.preset and parsed.recipe:
+        names, files = early_values(arguments, "--preset", "--recipe")
+        if names and files:
             raise UserError("expected --preset or --recipe, got both: use one of them")
-        if parsed.recipe:
-            return replace(self, recipe=presets.read_recipe(recipe_type, parsed.recipe))
-        if parsed.preset:
-            preset = presets.find_preset(recipe_type.family, parsed.preset)
+        if files:
+            return replace(self, recipe=presets.read_recipe(recipe_type, files[0]))
+        if names:
+            preset = presets.find_preset(recipe_type.family, names[0])
             return replace(
                 self,
-                recipe=presets.preset(recipe_type, parsed.preset),
+                recipe=presets.preset(recipe_type, names[0]),
                 data=replace(self.data, **preset.archive),
                 run=replace(self.run, **preset.run),
             )
@@ -108,8 +120,7 @@ class TrainOptions(RecipeOptions):
     fails, the job continues without it."""
 
     def __post_init__(self) -> None:
-        if self.members < 1:
-            raise UserError(f"--members: expected 1 or more, got {self.members}")
+        check_least(self, members=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from cxr.errors import UserError
+from cxr.errors import UserError, check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,5 +30,6 @@ class PlanOptions:
             option = f"--{name.replace('_', '-')}"
             if value is not None and not self.plan:
                 raise UserError(f"{option} has an effect only with --plan: add --plan, or omit it")
-            if value is not None and value <= 0 and name != "plan_gpus":
-                raise UserError(f"{option}: expected a positive number, got {value:g}")
+        check_least(self, plan_images=1, plan_cpus=1, plan_gpus=0)
+        if self.images_per_second is not None and not self.images_per_second > 0:
+            raise UserError(f"images_per_second: expected a positive number, got {self.images_per_second:g}")

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema, storage
-from cxr.cli.inputs import open_archive, training_images
-from cxr.cli.options import RecipeOptions, TrainOptions, TuneOptions
+from cxr.cli.inputs import check_network, open_archive, training_images
+from cxr.cli.options import RecipeOptions, TrainOptions, TuneOptions, check_described
 from cxr.cli.plan_options import PlanOptions
 from cxr.data import shards
 from cxr.inference.options import ScoredSplit
@@ -142,6 +142,7 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
 
     recipe, run, archive = options.recipe, options.run, options.data
     check_batch(recipe, run)
+    check_network(recipe)
     images, source, on_disk = _training_images(options, counted_images)
     capacity = Capacity.of(options.planning)
     by_ray = archive.stream or run.shard_reader == "ray"
@@ -204,6 +205,7 @@ def _runs(options: RecipeOptions) -> tuple[int, str, str]:
 def _training_images(options: RecipeOptions, counted_images: int | None) -> tuple[int, str, bool]:
     """Training images, who says so, and whether they are shards already."""
     archive, folds = options.data, options.recipe.folds
+    check_described(archive.archive, archive.reading, archive.labeling)
     on_disk = bool(archive.uris) and all(map(shards.is_shards, archive.uris))
     if counted_images is not None:
         return counted_images, "listed in the archive", on_disk
@@ -253,7 +255,13 @@ def plan_scoring(options: Any, counted_images: int | None = None) -> JobPlan:
 
     Args:
         counted_images: those that are left to score, if the archive has been listed.
+
+    Raises:
+        UserError: a checkpoint does not exist.
     """
+    from cxr.cli.commands.score import read_panel
+
+    read_panel(options)
     capacity = Capacity.of(options.planning)
     images, source = _all_images(
         options.archive, options.score.reading, options.score.split, options.planning, counted_images, phantoms=160

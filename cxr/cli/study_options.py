@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from cxr.cli.early_options import early_values
 from cxr.errors import UserError
 from cxr.families.presets import Preset, presets_help
 
@@ -59,11 +59,10 @@ class StudyOptions:
         Raises:
             UserError: there is no such preset.
         """
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--preset")
-        name = parser.parse_known_args(list(arguments))[0].preset
-        if not name:
+        (names,) = early_values(arguments, "--preset")
+        if not names:
             return self
+        name = names[0]
         if name not in self.PRESETS:
             raise UserError(f"--preset: expected one of {', '.join(self.PRESETS)}, got {name}")
         preset, options = self.PRESETS[name], vars(self)

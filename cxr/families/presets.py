@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pyarrow import fs
 
 from cxr import storage
 from cxr.errors import UserError
@@ -455,6 +456,11 @@ def preset(recipe_type: type[SomeRecipe], name: str) -> SomeRecipe:
     return recipe_type(**find_preset(recipe_type.family, name).settings)
 
 
+def _is_folder(uri: str) -> bool:
+    files, path = storage.filesystem(uri)
+    return files.get_file_info(path).type == fs.FileType.Directory
+
+
 def read_recipe(recipe_type: type[SomeRecipe], uri: str) -> SomeRecipe:
     """The recipe at `uri`: a JSON or YAML file of settings, a `result.json`, or the folder of a checkpoint.
 
@@ -465,7 +471,11 @@ def read_recipe(recipe_type: type[SomeRecipe], uri: str) -> SomeRecipe:
     """
     uri = storage.normalize(uri)
     about = storage.join(uri, ABOUT)
-    data = storage.read_bytes(about if storage.exists(about) else uri)
+    if storage.exists(about):
+        uri = about
+    elif _is_folder(uri):
+        raise UserError(f"--recipe {uri} contains no {ABOUT}: use the folder of a checkpoint, or a file of settings")
+    data = storage.read_bytes(uri)
     try:
         content = yaml.safe_load(data)  # JSON, too, is YAML
     except yaml.YAMLError as error:

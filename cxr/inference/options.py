@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cxr import storage
-from cxr.errors import UserError
+from cxr.errors import UserError, check_fraction, check_least
 from cxr.runtime.deadline import parse_deadline
 from cxr.sources.options import ReadOptions
 
@@ -67,6 +67,8 @@ class ScoreOptions:
     06:00, or a date and time such as 2026-01-31T06:00. Local time unless it has an offset from UTC."""
 
     def __post_init__(self) -> None:
+        check_least(self, workers=1, batch_size=1)
+        check_fraction(self, "max_rejects")
         if self.until:
             parse_deadline(self.until, time.time())
         if self.new_only and (self.save_latents or self.save_embeddings):

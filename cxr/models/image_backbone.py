@@ -98,7 +98,7 @@ def image_backbone(name: str, channels: int, size: int, *, pools: bool = True) -
     Raises:
         UserError: there is no such network, or patches of its size do not fill the images.
     """
-    check_backbone_name(name)
+    check_backbone(name)
     if name.startswith(TIMM):
         backbone = TimmBackbone(name.removeprefix(TIMM), channels, size, pools=pools)
     else:
@@ -115,6 +115,27 @@ def check_backbone_name(name: str) -> None:
             f"backbone: expected {SMALL}, {TIMM}NAME, or a network of torchvision whose name begins with "
             f"{', '.join(TORCHVISION)}; got {name}"
         )
+
+
+def check_backbone(name: str) -> None:
+    """Raise UserError if there is no such backbone. Imports torchvision or timm, which takes seconds."""
+    check_backbone_name(name)
+    if name.startswith(TIMM):
+        _check_in_timm(name.removeprefix(TIMM))
+    elif name != SMALL:
+        from torchvision import models
+
+        if name not in models.list_models(module=models):
+            raise UserError(
+                f"backbone: torchvision has no network {name}; `torchvision.models.list_models()` lists the names"
+            )
+
+
+def _check_in_timm(name: str) -> None:
+    import timm
+
+    if name not in EVA_X and not timm.is_model(name):
+        raise UserError(f"backbone: timm has no network {name}; `timm.list_models()` lists the names")
 
 
 class TorchvisionBackbone(ImageBackbone):
@@ -187,12 +208,7 @@ def _without_classifier(name: str) -> tuple[nn.Module, int]:
 
     # Without its second classifier, and without its slow initialization, which weights replace.
     settings = {"aux_logits": False, "init_weights": False} if name.startswith("inception") else {}
-    try:
-        body = models.get_model(name, weights=None, **settings)
-    except ValueError as error:
-        raise UserError(
-            f"backbone: torchvision has no network {name}; `torchvision.models.list_models()` lists the names"
-        ) from error
+    body = models.get_model(name, weights=None, **settings)
     for last in ("classifier", "fc", "head"):
         if hasattr(body, last):
             old = body.get_submodule(last)
@@ -228,10 +244,9 @@ def timm_network(name: str, **settings: Any) -> nn.Module:
     """
     import timm  # imported here because it takes seconds
 
+    _check_in_timm(name)
     if name in EVA_X:
         name, settings = EVA_X[name], {"patch_size": 16, "ref_feat_shape": (14, 14), **settings}
-    if not timm.is_model(name):
-        raise UserError(f"backbone: timm has no network {name}; `timm.list_models()` lists the names")
     return timm.create_model(name, pretrained=False, num_classes=0, **settings)
 
 

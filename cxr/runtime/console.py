@@ -8,6 +8,7 @@ that Ray and its C++ libraries write to the job's standard error, goes to a log 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
@@ -16,17 +17,16 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, cast
-
-from cxr import storage
+from typing import IO, Any, Literal, NoReturn, cast
 
 Form = Literal["text", "quiet", "json"]
 MARK = "::cxr::"  # prefix of our lines among a worker's lines
 LOG = "ray.log"  # in OUT
+MISUSED = 2  # exit code
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -180,6 +180,8 @@ class Console:
         event("log", f"Ray's own messages are in {path}", path=str(path))
 
     def _log_path(self) -> Path:
+        from cxr import storage  # imports pyarrow, for which a mistyped command does not wait
+
         if self._out and storage.is_local(self._out):
             folder = Path(storage.normalize(self._out).removeprefix("file://"))
             folder.mkdir(parents=True, exist_ok=True)
@@ -243,3 +245,14 @@ def start(form: Form, out: str) -> Console:
 
 def current() -> Console:
     return _console
+
+
+def reject(mistake: object, arguments: Sequence[str]) -> NoReturn:
+    """Print a mistake on a command line, as JSON, too, if the command line asks for it, and exit with 2."""
+    Console("json" if wants_json(arguments) else "text").show_error(f"error: {mistake}", MISUSED)
+    sys.exit(MISUSED)
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line that has not been parsed has the option `--json`."""
+    return "--json" in itertools.takewhile(lambda word: word != "--", arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from types import MappingProxyType
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Generic,
     NoReturn,
     Protocol,
@@ -40,7 +43,8 @@ from cxr.runtime.interrupt import Interruption
 
 _APPENDS = set(get_args(tyro.conf.UseAppendAction[int])[1:])  # how tyro marks an option that can be repeated
 _NO_VALUE = ("None", "''", "")  # how tyro shows defaults without a value
-DONE, FAILED, MISUSED = 0, 1, 2
+_FRAME = "╭╮╰╯─│+| "  # of the boxes that tyro draws around its messages
+DONE, FAILED, MISUSED = 0, 1, console.MISUSED
 
 
 class HasOut(Protocol):
@@ -55,6 +59,13 @@ class HasStartingPoint(Protocol):
     def starting_point(self, arguments: Sequence[str]) -> Any: ...
 
     def presets_help(self) -> str: ...
+
+
+@runtime_checkable
+class HasHint(Protocol):
+    """Options with a sentence that follows what the parser says of a mistake."""
+
+    HINT: ClassVar[str]
 
 
 Options = TypeVar("Options", bound=HasOut)
@@ -87,10 +98,12 @@ class OutputOptions:
     json: bool = False
     """Print one JSON object per line: progress, notes, and finally the result or the error."""
 
-    @property
-    def form(self) -> console.Form:
+    def __post_init__(self) -> None:
         if self.quiet and self.json:
             raise UserError("expected --quiet or --json, got both: use one of them")
+
+    @property
+    def form(self) -> console.Form:
         return "quiet" if self.quiet else "json" if self.json else "text"
 
 
@@ -119,23 +132,46 @@ def parse(
         description = f"{description.rstrip()}\n\n{options.presets_help()}\n"
         try:
             defaults = {"default": Command(job=options.starting_point(arguments))}
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(MISUSED)
+        except UserError as mistake:
+            console.reject(mistake, arguments)
     if defaults and {"-h", "--help"} & {*arguments}:
         _write_help(defaults["default"])
+    refusal = io.StringIO()
     try:
-        return tyro.cli(
-            cast(Any, Command)[options_type],
-            prog=program,
-            args=arguments,
-            description=description,
-            config=(tyro.conf.OmitArgPrefixes,),
-            **defaults,
-        )
-    except UserError as error:  # a check in the `__post_init__` of the options
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(MISUSED)
+        with redirect_stderr(refusal):
+            return tyro.cli(
+                cast(Any, Command)[options_type],
+                prog=program,
+                args=arguments,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                **defaults,
+            )
+    except (UserError, SystemExit) as end:
+        if mistake := _mistake_in(end):
+            console.reject(re.sub(r"^([a-z]\w*)(?=: expected)", _option, str(mistake)), arguments)
+        if refused := refusal.getvalue():  # nothing after `--help`
+            _show_refusal(refused + (options.HINT if isinstance(options, HasHint) else ""), arguments)
+        raise
+
+
+def _mistake_in(error: BaseException | None) -> UserError | None:
+    """The UserError of a check in the `__post_init__` of options, for which tyro exits if the options are nested."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__context__
+    return error
+
+
+def _show_refusal(text: str, arguments: Sequence[str]) -> None:
+    """Print what tyro says of a command line, as one line without its frame if the command line asks for JSON."""
+    if console.wants_json(arguments):
+        _title, *lines = (line.strip(_FRAME) for line in text.splitlines())
+        console.reject(" ".join(line for line in lines if line.strip("-")), arguments)
+    print(text.rstrip(), file=sys.stderr, flush=True)
+
+
+def _option(setting: re.Match[str]) -> str:
+    return f"--{setting[0].replace('_', '-')}"
 
 
 def _write_help(options: Any) -> None:
@@ -187,11 +223,7 @@ def run(main: Callable[[Options], dict[str, Any]], command: Command[Options], na
         name: the job's name in result.json.
     """
     command.buckets.apply()
-    try:
-        shown = console.start(command.output.form, command.job.out)
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr, flush=True)
-        sys.exit(MISUSED)
+    shown = console.start(command.output.form, command.job.out)
     interruption = Interruption(f"interrupted{_how_to_continue(command.job)}")
     try:
         code, error = _outcome(main, command.job, name)
@@ -204,14 +236,16 @@ def run(main: Callable[[Options], dict[str, Any]], command: Command[Options], na
 
 
 def show(main: Callable[[Any], tuple[dict[str, Any], str]], command: Command[Any]) -> NoReturn:
-    """Print what `main` returns, as JSON or as text, and exit: with 0, or with 2 on a mistake of the user."""
+    """Print what `main` returns, as JSON or as text, and exit as `run` does."""
     command.buckets.apply()
+    form = command.output.form
     try:
         content, text = main(command.job)
-        print(json.dumps(console.finite(content)) if command.output.form == "json" else text, flush=True)
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr, flush=True)
-        sys.exit(MISUSED)
+    except (UserError, ClusterError) as error:
+        code = MISUSED if isinstance(error, UserError) else FAILED
+        console.Console(form).show_error(f"error: {error}", code)
+        sys.exit(code)
+    print(json.dumps(console.finite(content)) if form == "json" else text, flush=True)
     sys.exit(DONE)
 
 
@@ -227,8 +261,7 @@ def _check_given_once(arguments: Sequence[str], options_type: type) -> None:
     repeated = {f"--{name.replace('_', '-')}" for name in _repeatable(options_type)}
     for name, count in Counter(names).items():
         if count > 1 and name not in repeated:
-            print(f"error: expected one {name}, got {count}: use it once", file=sys.stderr, flush=True)
-            sys.exit(MISUSED)
+            console.reject(f"expected one {name}, got {count}: use it once", arguments)
 
 
 def _repeatable(options_type: type) -> Iterator[str]:

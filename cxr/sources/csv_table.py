@@ -145,7 +145,8 @@ def _read_rows(location: str, columns: Sequence[str]) -> tuple[list[str], list[l
     lines = read_lines(location)
     start, separator = find_header(lines)
     if not lines[start].strip():
-        raise UserError(f"{location}: expected a header with the columns {', '.join(columns)}, got an empty file")
+        named = f" with the columns {', '.join(columns)}" if columns else ""
+        raise UserError(f"{location}: expected a header{named}, got an empty file")
     csv.field_size_limit(_FIELD_LIMIT)
     reader = csv.reader(islice(lines, start, None), delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[list[str]] = []

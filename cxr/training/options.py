@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cxr import storage
-from cxr.errors import UserError
+from cxr.errors import UserError, check_least
 
 CHECKPOINT_SCORE = "checkpoint_score"  # reported metric by which Ray Train keeps checkpoints; not logged
 
@@ -66,8 +66,7 @@ class RunOptions:
             raise UserError(
                 f"max_preemption_failures: expected 0 or more, or -1 for no limit, got {self.max_preemption_failures}"
             )
-        if self.keep_checkpoints < 1:
-            raise UserError(f"keep_checkpoints: expected 1 or more, got {self.keep_checkpoints}")
+        check_least(self, keep_checkpoints=1, max_failures=0)
         if self.cpus_per_worker <= 0:
             raise UserError(f"cpus_per_worker: expected a positive number, got {self.cpus_per_worker:g}")
         if self.average_checkpoints < 0 or self.average_checkpoints == 1:
@@ -131,6 +130,9 @@ class SearchOptions:
     that stage's epochs."""
     max_concurrent_trials: int | None = None
     """Maximum number of trials at the same time. Default: as many as the cluster has room for."""
+
+    def __post_init__(self) -> None:
+        check_least(self, trials=1, grace_period=0, max_concurrent_trials=1)
 
 
 def check_resume(run: str, resume: bool) -> None:

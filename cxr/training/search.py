@@ -147,10 +147,10 @@ def objectives_of(recipe: Recipe, options: SearchOptions) -> dict[str, Literal["
     if names in ((), (recipe.monitor,)):
         return {}
     if len(names) < 2 or len(set(names)) < len(names) or not set(names) <= set(recipe.objectives):
-        offered = ", ".join(recipe.objectives) or "none"
+        offered = f"two or more of {', '.join(recipe.objectives)}, each once," if recipe.objectives else "none"
         raise UserError(
-            f"objectives={' '.join(names)}: expected two or more different objectives of family {recipe.family}, got "
-            f"others; it has {offered}. Correct --objectives, or omit it"
+            f"--objectives: expected {offered} for family {recipe.family}, got {' '.join(names)}: correct or "
+            f"omit the option"
         )
     return {name: recipe.objectives[name] for name in names}
 

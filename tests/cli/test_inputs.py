@@ -20,6 +20,7 @@ from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
 from cxr.families.base import Recipe
+from cxr.families.classify import ClassifyRecipe
 from cxr.families.detect import DetectRecipe
 from cxr.families.localize import LocalizeRecipe
 from cxr.families.lungs import LungsRecipe
@@ -28,7 +29,7 @@ from cxr.inference.plan import plan_scoring
 from cxr.phantom.archive import write_phantom
 from cxr.phantom.nlm import write_masked_phantom
 from cxr.sources import chestxray14
-from cxr.sources.options import ReadOptions
+from cxr.sources.options import Labeling, ReadOptions
 from cxr.training.options import RunOptions, SearchOptions
 from tests.made_shards import write_shards
 
@@ -185,3 +186,14 @@ def test_a_missing_archive_and_an_existing_run_are_reported_first(tmp_path: Path
 def test_the_phantom_archive_is_checked_as_well(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected stored images of at least size=512 px"):
         train_job(ALIGN.replace(size=512), ArchiveOptions(), RunOptions(), out(tmp_path))
+
+
+def test_the_network_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="torchvision has no network resnet1"):
+        train_job(ClassifyRecipe(backbone="resnet1"), ArchiveOptions(), RunOptions(), out(tmp_path))
+
+
+def test_options_that_describe_an_archive_need_one(tmp_path: Path) -> None:
+    archive = ArchiveOptions(labeling=Labeling(masks="masks.csv"))
+    with pytest.raises(UserError, match="expected --archive with --masks, got none: add it"):
+        train_job(ALIGN, archive, RunOptions(), out(tmp_path))

@@ -59,6 +59,9 @@ def test_the_first_words_name_the_command() -> None:
         ("benchmark detection", "expected `cxr benchmark NAME` with NAME one of align, compression"),
         ("study detect", "got `cxr study detect`. Did you mean `cxr study detection`?"),
         ("--nope", "expected a command: phantom, inspect"),
+        ("help", "got `cxr help`. Did you mean `cxr --help`?"),
+        ("version", "got `cxr version`. Did you mean `cxr --version`?"),
+        ("--verison", "got `cxr --verison`. Did you mean `cxr --version`?"),
     ],
 )
 def test_a_mistyped_command_exits_with_2_and_names_the_nearest(
@@ -108,11 +111,92 @@ def test_options_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch, capsys
     assert "--epochs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train classify --members 0", "members: expected 1 or more, got 0"),
+        ("train classify --keep-checkpoints 0", "keep-checkpoints: expected 1 or more, got 0"),
+        ("train classify --max-failures -1", "max-failures: expected 0 or more, got -1"),
+        ("train classify --phantoms -3", "phantoms: expected 1 or more, got -3"),
+        ("train classify --stored-size 0", "stored-size: expected 1 or more, got 0"),
+        ("train classify --max-rejects 2", "max-rejects: expected a fraction from 0 to 1, got 2"),
+        ("tune classify --trials -1", "trials: expected 1 or more, got -1"),
+        ("tune classify --grace-period -1", "grace-period: expected 0 or more, got -1"),
+        ("tune classify --max-concurrent-trials 0", "max-concurrent-trials: expected 1 or more, got 0"),
+        ("score --workers 0", "workers: expected 1 or more, got 0"),
+        ("score --batch-size -1", "batch-size: expected 1 or more, got -1"),
+        ("score --max-rejects -0.1", "max-rejects: expected a fraction from 0 to 1, got -0.1"),
+        ("score --plan --plan-images 0", "plan-images: expected 1 or more, got 0"),
+        ("score --plan --plan-gpus -1", "plan-gpus: expected 0 or more, got -1"),
+        ("score --plan --images-per-second nan", "images-per-second: expected a positive number, got nan"),
+        ("ingest --limit 0", "limit: expected 1 or more, got 0"),
+        ("ingest --stored-size -256", "stored-size: expected 1 or more, got -256"),
+        ("ingest --max-rejects 5", "max-rejects: expected a fraction from 0 to 1, got 5"),
+    ],
+)
 def test_a_wrong_value_exits_with_2_and_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("train", "classify", "--members", "0", monkeypatch=monkeypatch) == 2
-    assert capsys.readouterr().err == "error: --members: expected 1 or more, got 0\n"
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == f"error: --{said}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train detect --architectures yolov5s", "expected --members with --architectures, got none: add it"),
+        ("train detect --sizes 64 96", "expected --members with --sizes, got none: add it"),
+        ("train phantom-lungs --steps 0 --half test", "expected --archive with --half, got none: add it"),
+        ("ingest --labels a.csv --select sex==F", "expected --archive with --select, --labels, got none: add it"),
+        ("inspect --boxes a.json", "expected --archive with --boxes, got none: add it"),
+        ("phantom --out a --preview a/b.jpg", "--preview: expected a file outside --out a, where"),
+        ("score --source nih", "expected --archive with --source, got none: add it"),
+        ("train align --plan --labels a.csv", "expected --archive with --labels, got none: add it"),
+    ],
+)
+def test_options_that_do_not_go_together_are_mistakes(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train align --preset",
+        "train align --recipe --epochs 3",
+        "train classify --embeddings",
+        "study localization --seeds 1 --preset",
+    ],
+)
+def test_a_missing_value_is_a_mistake_on_the_commands_own_line(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = next(word for word in reversed(words.split()) if word.startswith("--") and word != "--epochs")
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    assert f"Missing value for argument '{option}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("info --checkpoint none --json", "contains no checkpoint.json"),
+        ("score --plan --archive none --json", "none does not exist"),
+        ("score --until then --json", "error: --until: expected a time"),
+        ("score --nope 3 --json", "error: Unrecognized options: --nope, 3 For full"),
+        ("score --out a --out b --json", "expected one --out, got 2"),
+        ("submit --json -- scroe", "Did you mean `cxr score`?"),
+        ("scroe --json", "Did you mean `cxr score`?"),
+    ],
+)
+def test_with_json_every_mistake_is_an_event(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    event = json.loads(capsys.readouterr().out)
+    assert (event["event"], event["exit_code"]) == ("error", 2)
+    assert said in event["text"]
 
 
 def test_help_fills_the_lines_of_the_terminal(
@@ -184,6 +268,32 @@ def test_info_says_what_a_checkpoint_needs_and_gives(
     assert "loss: 0.25" in text
     assert call("info", "--checkpoint", str(tmp_path / "none"), monkeypatch=monkeypatch) == 2
     assert "contains no checkpoint.json" in capsys.readouterr().err
+
+
+def test_a_command_to_submit_without_its_separator_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("submit", "train", "align", "--workers", "2", monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err.endswith(
+        "The command to run follows after --, as in `cxr submit -- score --help`.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ("--tyro-print-completion foo", "--tyro-print-completion SHELL"),
+        ("--tyro-print-completion", "--tyro-print-completion SHELL"),
+        ("--tyro_print_completion bash x", "--tyro-print-completion SHELL"),
+        ("--tyro-write-completion bash", "--tyro-write-completion SHELL FILE"),
+    ],
+)
+def test_mistakes_in_options_of_completion_show_their_usage(
+    words: str, usage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    said = f"error: expected `cxr {usage}` with SHELL one of bash, zsh, tcsh, fish, got `cxr "
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_completion_knows_commands_and_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -125,3 +125,16 @@ def test_a_plan_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert ended.value.code == 0
     assert "asks for   1 training process" in capsys.readouterr().out
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("score", "--checkpoint none", "none contains no checkpoint.json"),
+        ("score", "--panel none.yaml", "none.yaml, which does not exist"),
+        ("train classify", "--backbone resnet1", "torchvision has no network resnet1"),
+    ],
+)
+def test_a_plan_needs_networks_that_exist(command: str, arguments: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        plan(command, *arguments.split())

@@ -99,6 +99,8 @@ def test_errors_of_recipe_files_name_the_mistake(tmp_path: Path) -> None:
             read_recipe(AlignRecipe, str(file))
     with pytest.raises(UserError, match="gone"):
         read_recipe(AlignRecipe, str(tmp_path / "gone.yaml"))
+    with pytest.raises(UserError, match=r"contains no checkpoint\.json: use the folder of a checkpoint"):
+        read_recipe(AlignRecipe, str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -199,4 +199,6 @@ def test_a_jobs_command_line_chooses_what_it_prints(fail: bool, tmp_path: Path) 
         assert (code, err) == (0, "")
         assert (ended["event"], ended["path"], ended["metrics"]) == ("result", path, {"auroc": 0.5})
         assert run("--quiet") == (0, f"{path}\n", "")
-        assert run("--quiet", "--json") == (2, "", "error: expected --quiet or --json, got both: use one of them\n")
+        code, out, err = run("--quiet", "--json")
+        assert (code, err) == (2, "error: expected --quiet or --json, got both: use one of them\n")
+        assert events(out) == [{"event": "error", "text": err.strip(), "exit_code": 2}]

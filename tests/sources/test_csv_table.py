@@ -92,3 +92,8 @@ def test_has_columns_reads_only_the_header(tmp_path: Path) -> None:
     assert not has_columns(str(tmp_path / "t.csv"), COLUMNS)
     (tmp_path / "t.csv").write_bytes(b"")
     assert not has_columns(str(tmp_path / "t.csv"), COLUMNS)
+
+
+def test_an_empty_file_that_may_have_any_columns_lacks_a_header(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a header, got an empty file"):
+        read(tmp_path, "", ())

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cxr import schema, storage
+from cxr.cli.options import check_described
 from cxr.cli.phantoms import some_phantoms
 from cxr.cli.plan_options import PlanOptions
-from cxr.errors import ImageRejectedError, UserError
+from cxr.errors import ImageRejectedError, UserError, check_fraction, check_least
 from cxr.imaging.center_crop import CenterCrop
 from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
@@ -67,6 +68,11 @@ class Options:
     reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
     planning: PlanOptions = field(default_factory=PlanOptions)
+
+    def __post_init__(self) -> None:
+        check_least(self, stored_size=1, limit=1)
+        check_fraction(self, "max_rejects")
+        check_described(self.archive, self.reading, self.labeling)
 
 
 def main(options: Options) -> dict[str, Any]:

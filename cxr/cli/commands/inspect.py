@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cxr import storage
+from cxr.cli.options import check_described
 from cxr.cli.phantoms import some_phantoms
 from cxr.errors import UserError
 from cxr.sources.options import Labeling, ReadOptions
@@ -34,6 +35,7 @@ class Options:
     labeling: Labeling = field(default_factory=Labeling)
 
     def __post_init__(self) -> None:
+        check_described(self.archive, self.reading, self.labeling)
         if not 1 <= self.images <= 400:
             raise UserError(f"expected --images from 1 to 400, got {self.images}: show at least 1 and at most 400")
 

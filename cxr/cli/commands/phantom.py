@@ -90,6 +90,13 @@ class Options:
     preview: str | None = None
     """Path of a JPEG file to write, which shows the first images with findings and boxes. It must be outside OUT."""
 
+    def __post_init__(self) -> None:
+        if self.preview and storage.is_inside(storage.normalize(self.preview), storage.normalize(self.out)):
+            raise UserError(
+                f"preview: expected a file outside --out {self.out}, where it would be an image of the archive, got "
+                f"{self.preview}: use another path"
+            )
+
 
 def main(options: Options) -> dict[str, Any]:
     start, previewed, made = time.monotonic(), [], 0

@@ -18,6 +18,7 @@ import tyro
 
 from cxr import storage
 from cxr.cli.exports import ExportFormat, check_formats, export_all
+from cxr.cli.options import check_described
 from cxr.cli.phantoms import some_phantoms
 from cxr.cli.plan_options import PlanOptions
 from cxr.data import gate
@@ -53,12 +54,14 @@ class Options:
     score: ScoreOptions = field(default_factory=ScoreOptions)
     planning: PlanOptions = field(default_factory=PlanOptions)
 
+    def __post_init__(self) -> None:
+        check_described(self.archive, self.score.reading)
+
 
 def main(options: Options) -> dict[str, Any]:
     for archive in check_archives(options.archive, options.score):
         storage.check_readable(archive)
-    panel = _panel(options)
-    recipes = [read_about(member.checkpoint)["recipe"] for member in panel.members] if panel else []
+    panel, recipes = read_panel(options)
     check_formats(options.export, [family_of(recipe) for recipe in recipes])
     open_identity(options.score.pseudonymize, options.score.crosswalk, storage.normalize(options.out), ())
 
@@ -103,13 +106,18 @@ def _say_plan(options: Options, images: int) -> None:
     say_plan(options, images)
 
 
-def _panel(options: Options) -> Panel | None:
-    """The checkpoints that the options name; None if they name none."""
+def read_panel(options: Options) -> tuple[Panel | None, list[dict[str, Any]]]:
+    """The checkpoints that the options name, and the recipe of each; None if they name none.
+
+    Raises:
+        UserError: a checkpoint does not exist, or both options for checkpoints are given.
+    """
     if options.panel and options.checkpoint:
         raise UserError("expected --panel or --checkpoint, got both: add the checkpoint to the file of the panel")
-    if options.panel:
-        return Panel.read(options.panel)
-    return Panel.of(options.checkpoint) if options.checkpoint else None
+    if not (options.panel or options.checkpoint):
+        return None, []
+    panel = Panel.read(options.panel) if options.panel else Panel.of(options.checkpoint)
+    return panel, [read_about(member.checkpoint)["recipe"] for member in panel.members]
 
 
 def _demo_checkpoint(archive: str, out: str, *, latents: bool) -> str:

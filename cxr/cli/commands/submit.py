@@ -15,7 +15,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import tyro
 import yaml
@@ -26,6 +26,8 @@ from cxr.errors import ClusterError, UserError
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Settings of the submission."""
+
+    HINT: ClassVar[str] = "The command to run follows after --, as in `cxr submit -- score --help`."
 
     command: tyro.conf.Positional[tuple[str, ...]] = ()
     """The command to run on the cluster, without `cxr`, after `--`."""
@@ -62,7 +64,7 @@ def main(options: Options) -> tuple[dict[str, Any], str]:
     if not (options.command or options.follow or options.stop):
         raise UserError("expected a command after --, such as `cxr submit -- score --help`, got none")
     if options.command:
-        find(options.command)  # exits if there is no such command
+        find(options.command)  # raises
     environment = _runtime_environment(options)
     client = connect(options.address)
     if options.stop:

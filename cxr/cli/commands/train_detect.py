@@ -7,6 +7,7 @@ from typing import Any
 
 from cxr.cli.commands import train
 from cxr.cli.options import TrainOptions
+from cxr.errors import UserError
 from cxr.models.yolo import YoloSize
 
 
@@ -18,6 +19,13 @@ class Options(TrainOptions):
     """Architectures that the members of an ensemble cycle through. Default: the recipe's."""
     sizes: tuple[int, ...] = ()
     """Input sizes in pixels that the members of an ensemble cycle through. Default: the recipe's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.members == 1 and self.architectures:
+            raise UserError("expected --members with --architectures, got none: add it, or use --architecture")
+        if self.members == 1 and self.sizes:
+            raise UserError("expected --members with --sizes, got none: add it, or use --size")
 
 
 def main(options: Options) -> dict[str, Any]:

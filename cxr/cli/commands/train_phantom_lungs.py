@@ -51,6 +51,8 @@ class Options:
                 f"expected sizes of at least 32, at least 1 phantom and no negative steps, got sizes={self.sizes}, "
                 f"phantoms={self.phantoms}, steps={self.steps}"
             )
+        if self.half != "all" and not self.archive:
+            raise UserError("expected --archive with --half, got none: add it")
 
 
 def main(options: Options) -> dict[str, Any]:
