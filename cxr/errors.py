@@ -1,5 +1,7 @@
-"""Exceptions for the user, and checks that raise them. Every message says what was expected, what was found and what
-to do."""
+"""Exceptions for the user, and checks that raise them.
+
+Every message says what was expected, what was found and what to do.
+"""
 
 from __future__ import annotations
 
