@@ -57,13 +57,13 @@ def test_boxes_are_read_back(tmp_path: Path) -> None:
     }
     read = read_coco(str(tmp_path / "coco.json"))
     assert read.labels == ("Mass", "Nodule")
-    assert read.sizes_px == {"a": [30, 40], "b": [30, 40]}
+    assert read.sizes_px == {"1/a": [30, 40], "1/b": [30, 40]}
     corners = (schema.LABEL, schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
-    assert [[entry[name] for name in corners] for entry in boxes(read)["a"]] == [
+    assert [[entry[name] for name in corners] for entry in boxes(read)["1/a"]] == [
         ["Nodule", 1.5, 2, 11.5, 22],
         ["Mass", 0, 0, 40, 30],
     ]
-    assert boxes(read)["b"] == []
+    assert boxes(read)["1/b"] == []
 
 
 def test_masks_are_read_back(tmp_path: Path) -> None:
