@@ -238,6 +238,8 @@ def _saved(recipe: ClassifyRecipe, prepared: _Prepared, archive: ArchiveOptions,
     with torch.inference_mode():
         head = head.to(device)
         p_NF = torch.cat([head(data.vectors[rows].float()).sigmoid() for rows in data.val.split(65_536)])
+        if not p_NF.isfinite().all():
+            raise UserError("expected probabilities, got values that are not finite: lower --lr")
         network.cpu()
         evaluation = task if isinstance(task, ClassifierTask) else task.evaluation
         metrics = evaluation.evaluate_labels(torch.cat([p_NF, data.labels[data.val].float()], 1).cpu())

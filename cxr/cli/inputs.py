@@ -13,9 +13,7 @@ from cxr.data.ledger import LEDGER_FILE
 from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
 from cxr.families.base import Recipe
-from cxr.families.classify import ClassifyRecipe
 from cxr.families.compatibility import RawArchive, check_compatible, check_raw, check_size, fold_of
-from cxr.models.image_backbone import check_backbone
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 
@@ -39,7 +37,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> Inputs:
         UserError: the first mistake.
     """
     out = storage.normalize(out)
-    check_network(recipe)
+    recipe.check_network()
     check_described(options.archive, options.reading, options.labeling)
     if not options.uris:  # a phantom archive, which suits every recipe of which these hold
         fold_of(recipe)
@@ -62,12 +60,6 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> Inputs:
     is_classifier = schema.PROBABILITIES in recipe.score_columns.names
     _check_alike(archives, by_box=schema.BOXES in recipe.columns and not is_classifier)
     return Inputs(out, training_images(archives, recipe))
-
-
-def check_network(recipe: Recipe) -> None:
-    """Raise UserError if the recipe names a network that does not exist. Imports its library, which takes seconds."""
-    if isinstance(recipe, ClassifyRecipe):  # other families list their networks
-        check_backbone(recipe.backbone)
 
 
 def training_images(archives: Sequence[ShardInfo | RawArchive], recipe: Recipe) -> int:

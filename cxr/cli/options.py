@@ -75,8 +75,7 @@ class RecipeOptions:
     recipe: Any
     run: RunOptions = field(default_factory=RunOptions)
     resume: bool = False
-    """Continue the run in --out, which was killed, or which finished and is to be trained for more --epochs. Several
-    networks, of --members or --folds, continue without this option."""
+    """Continue the run in --out, which was killed, or which finished and is to be trained for more --epochs."""
     planning: PlanOptions = field(default_factory=PlanOptions)
 
     def starting_point(self, arguments: Sequence[str]) -> Self:
@@ -117,7 +116,7 @@ class TrainOptions(RecipeOptions):
     members: int = 1
     """Number of networks to train, as many at a time as the cluster has room for. Several networks become an
     ensemble in a single checkpoint. Each has its own seed and, with --folds, the next fold in turn. If a member
-    fails, the job continues without it."""
+    fails, the job continues without it. Several networks, also those of --folds, resume without --resume."""
 
     def __post_init__(self) -> None:
         check_least(self, members=1)

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema, storage
-from cxr.cli.inputs import check_network, open_archive, training_images
+from cxr.cli.inputs import open_archive, training_images
 from cxr.cli.options import RecipeOptions, TrainOptions, TuneOptions, check_described
 from cxr.cli.plan_options import PlanOptions
 from cxr.data import shards
 from cxr.inference.options import ScoredSplit
+from cxr.inference.panel import given_panel
 from cxr.runtime import console
 from cxr.runtime.progress import duration
 from cxr.sources import open_manifest
@@ -142,7 +143,7 @@ def plan_training(options: RecipeOptions, counted_images: int | None = None) -> 
 
     recipe, run, archive = options.recipe, options.run, options.data
     check_batch(recipe, run)
-    check_network(recipe)
+    recipe.check_network()
     images, source, on_disk = _training_images(options, counted_images)
     capacity = Capacity.of(options.planning)
     by_ray = archive.stream or run.shard_reader == "ray"
@@ -259,9 +260,7 @@ def plan_scoring(options: Any, counted_images: int | None = None) -> JobPlan:
     Raises:
         UserError: a checkpoint does not exist.
     """
-    from cxr.cli.commands.score import read_panel
-
-    read_panel(options)
+    given_panel(options.panel, options.checkpoint)
     capacity = Capacity.of(options.planning)
     images, source = _all_images(
         options.archive, options.score.reading, options.score.split, options.planning, counted_images, phantoms=160

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from io import BytesIO
@@ -193,7 +193,7 @@ def _store(client: Any, batch: Mapping[str, bytes], service: Service) -> dict[st
     objects = {file: dcmread(BytesIO(data)) for file, data in batch.items()}
     uids = {file: str(made.SOPInstanceUID) for file, made in objects.items()}
     try:
-        answer = client.store_instances([*objects.values()])
+        stored, failed = _said(client.store_instances([*objects.values()]))
     except HTTPError as error:
         response = error.response
         status = response.status_code if response is not None else 500
@@ -206,10 +206,10 @@ def _store(client: Any, batch: Mapping[str, bytes], service: Service) -> dict[st
         if status >= 500:
             raise _unavailable(service, f"status {status}") from None
         try:
-            answer = Dataset.from_json(response.json() if response is not None else {})
+            stored, failed = _said(Dataset.from_json(response.json() if response is not None else {}))
         except Exception:  # any other text
-            answer = Dataset()
-        return _not_stored(uids, answer, f"status {status}")
+            stored, failed = set(), {}
+        return _not_stored(uids, stored, failed, f"status {status}")
     except RetryError:
         raise _unavailable(service, "it stays overloaded") from None
     except TooManyRedirects:
@@ -221,18 +221,25 @@ def _store(client: Any, batch: Mapping[str, bytes], service: Service) -> dict[st
         raise _unavailable(service, type(error).__name__) from None
     except (AttributeError, LookupError, SyntaxError, TypeError, ValueError):  # of the parsers of JSON and XML
         raise _unavailable(service, "its response cannot be read") from None
-    if "ReferencedSOPSequence" not in answer and "FailedSOPSequence" not in answer:
+    if not (stored or failed):
         raise _unavailable(service, "its response does not say what it has stored")
-    return _not_stored(uids, answer, "the response does not mention it")
+    return _not_stored(uids, stored, failed, "the response does not mention it")
 
 
-def _not_stored(uids: Mapping[str, str], answer: Any, unmentioned: str) -> dict[str, str]:
-    """Why objects were not stored, by file; `unmentioned` is the reason for those that are not in the response."""
+def _said(answer: Any) -> tuple[set[str], dict[str, str]]:
+    """The SOP Instance UIDs of the objects that were stored, and why others were not."""
     stored = {str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence", ())}
     failed = {}
     for item in answer.get("FailedSOPSequence", ()):
         code = int(item.get("FailureReason") or 0)
         failed[str(item.get("ReferencedSOPInstanceUID"))] = _REASONS.get(code, f"failure reason {code:04X}")
+    return stored, failed
+
+
+def _not_stored(
+    uids: Mapping[str, str], stored: Collection[str], failed: Mapping[str, str], unmentioned: str
+) -> dict[str, str]:
+    """Why objects were not stored, by file; `unmentioned` is the reason for those that are not in the response."""
     return {file: failed.get(uid, unmentioned) for file, uid in uids.items() if uid in failed or uid not in stored}
 
 

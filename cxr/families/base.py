@@ -379,6 +379,11 @@ class Recipe(ABC):
         """Settings worth searching, with Optuna's distributions. Includes only those that the stages to run use."""
         return {}
 
+    def check_network(self) -> None:
+        """Raise UserError if a setting names a network that does not exist. May import a library, which takes
+        seconds."""
+        return
+
     @final
     def active_search_space(self, fixed: Collection[str] = ()) -> dict[str, BaseDistribution]:
         """`search_space` without `fixed` settings and without settings whose value makes no difference.

@@ -31,7 +31,7 @@ from cxr.families.image_augmentation import ImageAugmentationRecipe
 from cxr.families.partner_window import PARTNERS, USABLE, PartnerWindow
 from cxr.models import pretrained
 from cxr.models.classification_loss import asymmetric_loss
-from cxr.models.image_backbone import SMALL, TIMM, check_backbone_name, image_backbone
+from cxr.models.image_backbone import SMALL, TIMM, check_backbone, check_backbone_name, image_backbone
 from cxr.models.image_classifier import HEADS, HeadName, ImageClassifier
 from cxr.models.input_contract import CONTRACTS, InputContract
 from cxr.models.input_contract import named as named_contract
@@ -155,6 +155,9 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
         return (*head, Stage("all" if head else "", self.epochs, self.lr))
 
     # ---- Network and weights
+
+    def check_network(self) -> None:
+        check_backbone(self.backbone)
 
     def network(self, findings: Sequence[str]) -> ImageClassifier:
         network = ImageClassifier(self.backbone, self.input_contract, findings, self.head)
@@ -330,7 +333,7 @@ class ClassifyTask(ClassifierTask):
         return self.window.look_ahead(batches, skipped) if self.recipe.mixup else batches
 
     def batches_before(self, rows: int) -> int:
-        return self.window.batches_before(rows)
+        return self.window.batches_before(rows) if self.recipe.mixup else 0
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         logits_BF = self.network(unit_pixels(batch, self.recipe.size))

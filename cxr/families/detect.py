@@ -324,7 +324,7 @@ class DetectTask(Task):
         return self.window.look_ahead(batches, skipped) if self.variation.combines else batches
 
     def batches_before(self, rows: int) -> int:
-        return self.window.batches_before(rows)
+        return self.window.batches_before(rows) if self.recipe.variation.combines else 0
 
     def _partner_columns(self, batch: Batch) -> dict[str, Tensor]:
         """What an image contributes to a mosaic or mixup: stored pixels, boxes, and regions of unknown findings."""

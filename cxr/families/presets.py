@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pyarrow import fs
 
 from cxr import storage
 from cxr.errors import UserError
@@ -456,11 +455,6 @@ def preset(recipe_type: type[SomeRecipe], name: str) -> SomeRecipe:
     return recipe_type(**find_preset(recipe_type.family, name).settings)
 
 
-def _is_folder(uri: str) -> bool:
-    files, path = storage.filesystem(uri)
-    return files.get_file_info(path).type == fs.FileType.Directory
-
-
 def read_recipe(recipe_type: type[SomeRecipe], uri: str) -> SomeRecipe:
     """The recipe at `uri`: a JSON or YAML file of settings, a `result.json`, or the folder of a checkpoint.
 
@@ -473,7 +467,7 @@ def read_recipe(recipe_type: type[SomeRecipe], uri: str) -> SomeRecipe:
     about = storage.join(uri, ABOUT)
     if storage.exists(about):
         uri = about
-    elif _is_folder(uri):
+    elif storage.is_folder(uri):
         raise UserError(f"--recipe {uri} contains no {ABOUT}: use the folder of a checkpoint, or a file of settings")
     data = storage.read_bytes(uri)
     try:

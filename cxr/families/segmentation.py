@@ -128,8 +128,8 @@ class SegmentationRecipe(Recipe):
         for name in ("warmup_size", "warmup_epochs", "image_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.warmup_size >= self.size:
-            raise UserError(f"warmup_size: expected less than size={self.size}, got {self.warmup_size}")
+        if self.warmup_size > self.size:
+            raise UserError(f"warmup_size: expected at most size={self.size}, got {self.warmup_size}")
         if bool(self.warmup_size) != bool(self.warmup_epochs):
             raise UserError(
                 f"expected both or neither of warmup_size and warmup_epochs, got {self.warmup_size} and "
@@ -179,8 +179,13 @@ class SegmentationRecipe(Recipe):
     def monitor(self) -> str:
         return "dice"
 
+    @property
+    def warmup_stage(self) -> str:
+        """The name of the first stage, if there are two."""
+        return f"warmup at {self.warmup_size} px"
+
     def stages(self) -> tuple[Stage, ...]:
-        warmup = (Stage(f"{self.warmup_size} px", self.warmup_epochs, self.lr),) if self.warmup_size else ()
+        warmup = (Stage(self.warmup_stage, self.warmup_epochs, self.lr),) if self.warmup_size else ()
         return (*warmup, Stage(f"{self.size} px", self.epochs, self.lr))
 
     def network(self, findings: Any) -> SegmentationModel:
@@ -321,7 +326,7 @@ class SegmentationTask(Task):
         return self.network.get_buffer("rule")
 
     def enter_stage(self, stage: str) -> None:
-        self.size = self.recipe.warmup_size if stage == f"{self.recipe.warmup_size} px" else self.recipe.size
+        self.size = self.recipe.warmup_size if stage == self.recipe.warmup_stage else self.recipe.size
 
     def begin(self, batches: Batches, workers: Communicator) -> None:
         if self.recipe.backbone_pretrained:

@@ -15,6 +15,7 @@ import yaml
 from cxr import schema, storage
 from cxr.data.run_ledger import INCREMENTS, SCORES, UNFINISHED, family_of
 from cxr.errors import UserError
+from cxr.families.checkpoint_files import read_about
 from cxr.inference.options import Precision
 
 if TYPE_CHECKING:
@@ -238,3 +239,17 @@ def join_scores(tables: Mapping[str, pa.Table]) -> pa.Table:
     return table.replace_schema_metadata(
         {schema.MEMBERS_KEY: json.dumps(records), schema.SCORES_VERSION_KEY: str(schema.SCORES_VERSION)}
     )
+
+
+def given_panel(panel: str, checkpoint: Sequence[str]) -> tuple[Panel | None, list[dict[str, Any]]]:
+    """The checkpoints that `--panel` or `--checkpoint` name, and the recipe of each; None if neither is given.
+
+    Raises:
+        UserError: a checkpoint does not exist, or both options are given.
+    """
+    if panel and checkpoint:
+        raise UserError("expected --panel or --checkpoint, got both: add the checkpoint to the file of the panel")
+    if not (panel or checkpoint):
+        return None, []
+    given = Panel.read(panel) if panel else Panel.of(checkpoint)
+    return given, [read_about(member.checkpoint)["recipe"] for member in given.members]

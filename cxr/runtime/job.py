@@ -139,7 +139,7 @@ def parse(
     refusal = io.StringIO()
     try:
         with redirect_stderr(refusal):
-            return tyro.cli(
+            command = tyro.cli(
                 cast(Any, Command)[options_type],
                 prog=program,
                 args=arguments,
@@ -151,8 +151,11 @@ def parse(
         if mistake := _mistake_in(end):
             console.reject(re.sub(r"^([a-z]\w*)(?=: expected)", _option, str(mistake)), arguments)
         if refused := refusal.getvalue():  # nothing after `--help`
-            _show_refusal(refused + (options.HINT if isinstance(options, HasHint) else ""), arguments)
+            hint = options.HINT if isinstance(options, HasHint) and "--" not in arguments else ""
+            _show_refusal(refused + hint, arguments)
         raise
+    print(refusal.getvalue(), end="", file=sys.stderr)  # warnings
+    return command
 
 
 def _mistake_in(error: BaseException | None) -> UserError | None:

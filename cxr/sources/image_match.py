@@ -69,7 +69,7 @@ def _by_ending(paths: pa.ChunkedArray, names: pa.ChunkedArray) -> tuple[np.ndarr
     """(N,) the row that names each path, -1 if none; (N,) bool, whether the path's file name is not unique."""
     row_N, shared_N = _unique_pairs(_ending(paths, 0), _ending(names, 0))
     path_folders_N, name_folders_M = _folders(_below_root(paths)), _folders(names)
-    for folders in range(1, 1 + min(_DEEPEST, int(name_folders_M.max()))):
+    for folders in range(1, 1 + min(_DEEPEST, int(name_folders_M.max(initial=0)))):
         if not (shared_N & (row_N < 0)).any():
             break
         longer_N, _ = _unique_pairs(_ending(paths, folders), _ending(names, folders))

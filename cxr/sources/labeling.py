@@ -157,10 +157,12 @@ def _matched(images: pa.Table, entries: pa.Array, location: str) -> Match:
     Raises:
         UserError: there is none for any image.
     """
+    if not len(entries):
+        raise UserError(f"expected images of this archive in {location}, got an empty list: add entries, or omit it")
     match = match_images(images, pa.chunked_array([entries.cast(pa.large_string())]))
     if (match.rows < 0).all():
         ids = image_paths(images[schema.IMAGE_ID])
-        paths = "give paths in it, because file names are not unique"
+        paths = "use the images' paths in it, because file names are not unique"
         remedy = paths if match.ambiguous else "use the list of these images"
         raise UserError(
             f"expected images of this archive in {location}, got a list with none of its "
@@ -189,7 +191,7 @@ def _unmatched_notes(images: pa.Table, entries: pa.Array, match: Match, file: st
     if len(unlisted):
         examples = _examples(image_paths(images[schema.IMAGE_ID].take(pa.array(unlisted[:_EXAMPLES]))))
         shared = (
-            f"; with a file name that is not unique, so that {file} must give paths: {match.ambiguous:,}"
+            f"; with a file name that others share: {match.ambiguous:,} (use their paths in {file})"
             if match.ambiguous
             else ""
         )

@@ -52,7 +52,7 @@ def with_label_table(manifest: Manifest, labeling: Labeling) -> Manifest:
         examples = _examples(manifest.table[schema.IMAGE_ID].take(np.flatnonzero(~listed)[:_EXAMPLES]).to_pylist())
         skipped = _images(len(listed) - len(row_N))
         shared = (
-            f"; with a name that is not unique, so that {file} must give paths: {match.ambiguous:,}"
+            f"; with a file name that others share: {match.ambiguous:,} (use their paths in {file})"
             if match.ambiguous
             else ""
         )

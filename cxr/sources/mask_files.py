@@ -53,6 +53,7 @@ _IMAGES = frozenset(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 _KNOWN_LABELS = {word_key(name): name for name in (schema.PNEUMOTHORAX, HEART)} | dict.fromkeys(
     _LUNG_WORDS, schema.LUNGS
 )
+_HALVES = ("left", "right")  # folders of a mask's halves, if the label is given
 _ENDINGS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_label")
 _BLOCK_BYTES = 1 << 24  # of CSV; a row may not be longer
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -153,11 +154,12 @@ def _suffix(file: FileEntry) -> str:
 def _place(path: str, label: str) -> tuple[str, str]:
     """The folder that names the label of a mask, and the path without it: "a/lungs/b.png" -> "lungs", "a/b.png".
 
-    The folder is "" for one that only groups masks of the given label, such as that of a patient.
+    With a given label, other folders than those of known labels or halves, such as that of a patient, belong to the
+    path of the image; the first value is then "".
     """
     folders, slash, name = path.rpartition("/")
     outer, outer_slash, folder = folders.rpartition("/")
-    if not slash or (label and word_key(folder) not in _KNOWN_LABELS):
+    if not slash or (label and word_key(folder) not in (*_KNOWN_LABELS, *_HALVES)):
         return "", path
     return folder, f"{outer}{outer_slash}{name}"
 
@@ -301,6 +303,11 @@ def _from_codes(table: _CodeTable, images: Collection[str], label: str, form: Ma
             raise table.error(row, "pairs of a position and a length, or -1 for an empty mask", text) from None
         of_label.append(_coded(label or name, text, size=_size(table, row, rest) if sized else None))
     labels = dict.fromkeys(name for of_image in masks.values() for name in of_image)
+    if without_any and not labels:
+        raise UserError(
+            f"{table.location}: expected a label in some row, got none: add them, or say what the masks show with "
+            f"--mask-label"
+        )
     for image in without_any:
         masks[image] |= {name: masks[image].get(name, []) for name in labels}
     chosen = _chosen_form(table.location, in_order) if form == "auto" else form

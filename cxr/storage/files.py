@@ -147,6 +147,11 @@ def exists(uri: str) -> bool:
     return retried(uri, lambda: file_info(uri)).type != fs.FileType.NotFound
 
 
+def is_folder(uri: str) -> bool:
+    """Whether the URI is a folder that is not empty, or a local one."""
+    return retried(uri, lambda: file_info(uri)).type == fs.FileType.Directory
+
+
 def delete(uri: str) -> None:
     """Delete a file, or a folder with its contents. Does nothing if the URI does not exist.
 

@@ -249,7 +249,9 @@ def _scaling(options: RunOptions, gpu: bool) -> ScalingConfig:
 
 
 def _result(trainer: TorchTrainer, options: RunOptions) -> ray.train.Result:
-    advice = "Finished epochs are saved: add --resume to continue from there"
+    advice = (
+        "Finished epochs are saved: run the same command again to continue (cxr train and cxr tune: with --resume)"
+    )
     try:
         return trainer.fit()
     except PROCESS_DEATHS as error:

@@ -104,10 +104,10 @@ class InProcessSession:
         reported = Reported(_checkpoint(uri), metrics)
         others = [saved for saved in self._reported if storage.name(saved.checkpoint.path) != name]
         self._reported = [*others, reported]
-        log, *others = self.callbacks
+        log, *callbacks = self.callbacks
         log.after_report(None, [metrics], reported.checkpoint)  # pyright: ignore[reportArgumentType]
         self._delete_all_but_the_best()  # not before it is in the log, from whose last row a killed run resumes
-        for callback in others:
+        for callback in callbacks:
             callback.after_report(None, [metrics], reported.checkpoint)  # pyright: ignore[reportArgumentType]
 
     def reported(self) -> list[Reported]:

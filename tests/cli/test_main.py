@@ -144,8 +144,8 @@ def test_a_wrong_value_exits_with_2_and_one_line(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("train detect --architectures yolov5s", "expected --members with --architectures, got none: add it"),
-        ("train detect --sizes 64 96", "expected --members with --sizes, got none: add it"),
+        ("train detect --architectures yolov5s", "expected --members of 2 or more with --architectures, got 1"),
+        ("train detect --sizes 64 96", "expected --members of 2 or more with --sizes, got 1"),
         ("train phantom-lungs --steps 0 --half test", "expected --archive with --half, got none: add it"),
         ("ingest --labels a.csv --select sex==F", "expected --archive with --select, --labels, got none: add it"),
         ("inspect --boxes a.json", "expected --archive with --boxes, got none: add it"),

@@ -219,7 +219,9 @@ def test_flip_averaging_makes_predictions_symmetric() -> None:
 
 def test_training_starts_at_the_warmup_size() -> None:
     recipe = SMALL.replace(warmup_size=16, warmup_epochs=2, epochs=3)
-    assert [(stage.name, stage.epochs) for stage in recipe.stages()] == [("16 px", 2), ("32 px", 3)]
+    assert [(stage.name, stage.epochs) for stage in recipe.stages()] == [("warmup at 16 px", 2), ("32 px", 3)]
+    same = recipe.replace(warmup_size=32, warmup_epochs=3).stages()
+    assert same[0] != same[1], "the engine starts the second one with its own schedule"
     assert recipe.unranked_epochs == 2
     network = bright()
     seen = network.segmenter.sizes  # pyright: ignore[reportAttributeAccessIssue]
@@ -285,7 +287,7 @@ def test_a_backbone_starts_from_weights_at_a_uri(architecture: str, tmp_path: Pa
         ({"attention": "yes"}, "attention: expected one of none, scse"),
         ({"upsampling": "none"}, "upsampling: expected one of published"),
         ({"warmup_size": 16}, "both or neither of warmup_size and warmup_epochs, got 16 and 0"),
-        ({"warmup_size": 64, "warmup_epochs": 1}, "warmup_size: expected less than size=32, got 64"),
+        ({"warmup_size": 64, "warmup_epochs": 1}, "warmup_size: expected at most size=32, got 64"),
         ({"image_weight": -1.0}, "image_weight: expected 0 or more, got -1.0"),
         ({"bce_weight": 0.0, "dice_weight": 0.0, "focal_weight": 0.0}, "at least one loss weight above 0"),
         ({"freeze_backbone": True}, "freeze_backbone without backbone_pretrained"),

@@ -163,14 +163,19 @@ def test_images_with_the_same_name_get_their_own_boxes(text: str, patients: str,
 
 
 def test_a_name_of_several_images_is_not_enough(patients: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give paths in it, because file names are not unique"):
+    with pytest.raises(UserError, match="use the images' paths in it, because file names are not unique"):
         opened(patients, tmp_path, RSNA_HEADER + "view1,1,2,3,4,1\n")
     manifest = opened(patients, tmp_path, RSNA_HEADER + "view1,1,2,3,4,1\np2/s1/view1,,,,,0\n")
     assert manifest.table[schema.BOXES].to_pylist() == [[]]
     assert (
-        "not listed in boxes, skipped: 1 of 2 images, such as 'p1/s1/view1'; with a file name that is not unique, so "
-        "that boxes must give paths: 1"
+        "not listed in boxes, skipped: 1 of 2 images, such as 'p1/s1/view1'; with a file name that others share: "
+        "1 (use their paths in boxes)"
     ) in manifest.notes
+
+
+def test_a_list_without_entries_is_a_mistake(archive: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="got an empty list"):
+        opened(archive, tmp_path, "image_id,class_name,x_min,y_min,x_max,y_max\n")
 
 
 def test_a_table_of_labels_takes_precedence_and_boxes_add_places(archive: str, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_damaged_lists_open_or_are_user_errors_within_a_second(kind: str, damage
     assert find_source(str(tmp_path)).name == source
     assert open_manifest(str(tmp_path), labeling=labeling).table.num_rows == len(NAMES)
     rng, opened = random.Random(kind), 0
-    trials = 500 if kind == "truth" else damages  # few changes leave a Parquet file readable
+    trials = damages * (4 if kind == "truth" else 1)  # few changes leave a Parquet file readable
     for number in range(trials):
         file = rng.choice(list(files))
         data = files[file]
@@ -255,7 +255,8 @@ def test_damaged_lists_open_or_are_user_errors_within_a_second(kind: str, damage
         took = time.process_time() - start
         assert took < LIMIT_S, f"mutation {number} of {file} in {kind} took {took:.1f} s"
         (tmp_path / file).write_bytes(files[file])
-    assert 0 < opened < trials
+    assert opened < trials
+    assert opened or trials < 100
 
 
 def _is_sound(table: pa.Table) -> bool:

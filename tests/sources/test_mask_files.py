@@ -127,6 +127,31 @@ def test_folders_of_the_same_name_are_one_label_and_not_two_halves(archive: str,
     ]
 
 
+def test_halves_of_a_given_label_are_united_and_other_folders_are_part_of_the_path(
+    archive: str, tmp_path: Path
+) -> None:
+    save(LEFT, tmp_path / "masks/left/a.png")
+    save(RIGHT, tmp_path / "masks/right/a.png")
+    save(RIGHT, tmp_path / "masks/p7/b.png")
+    found = stored(opened(archive, tmp_path / "masks", mask_label="Lungs"))
+    assert found == [{"Lungs": BOTH}, {"Lungs": int(RIGHT.sum())}, {}]
+
+
+@pytest.mark.parametrize(
+    ("text", "trouble"),
+    [
+        ("ImageId,EncodedPixels,class_name\n", "got an empty list: add entries"),
+        ("ImageId,EncodedPixels,class_name\na,-1,\nb,,\n", "expected a label in some row, got none"),
+    ],
+)
+def test_a_table_without_entries_or_labels_is_a_mistake(
+    text: str, trouble: str, archive: str, tmp_path: Path
+) -> None:
+    (tmp_path / "codes.csv").write_text(text)
+    with pytest.raises(UserError, match=trouble):
+        opened(archive, tmp_path / "codes.csv")
+
+
 def test_masks_in_other_formats_are_not_silently_read_later(archive: str, tmp_path: Path) -> None:
     for name in ("a.bmp", "b.TIFF"):
         save(LEFT, tmp_path / "masks" / name)

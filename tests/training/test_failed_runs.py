@@ -34,7 +34,7 @@ class FailedRun:
 
 @pytest.mark.parametrize("failures", [[ActorDiedError()], [RuntimeError("connection closed by peer"), DiedError()]])
 def test_dead_processes_are_the_clusters_fault(failures: list[Exception]) -> None:
-    with pytest.raises(ClusterError, match=r"more often than the 3 times that --max-failures allows.* add --resume"):
+    with pytest.raises(ClusterError, match=r"more often than the 3 times that --max-fail.* again to continue"):
         fit._result(FailedRun(*failures), RunOptions())  # pyright: ignore[reportArgumentType]
 
 

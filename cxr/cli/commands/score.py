@@ -24,10 +24,8 @@ from cxr.cli.plan_options import PlanOptions
 from cxr.data import gate
 from cxr.data.identity import open_identity
 from cxr.data.run_ledger import family_of, read_ledger
-from cxr.errors import UserError
-from cxr.families.checkpoint_files import read_about
 from cxr.inference.options import ScoreOptions, check_archives
-from cxr.inference.panel import Panel
+from cxr.inference.panel import Panel, given_panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     for archive in check_archives(options.archive, options.score):
         storage.check_readable(archive)
-    panel, recipes = read_panel(options)
+    panel, recipes = given_panel(options.panel, options.checkpoint)
     check_formats(options.export, [family_of(recipe) for recipe in recipes])
     open_identity(options.score.pseudonymize, options.score.crosswalk, storage.normalize(options.out), ())
 
@@ -104,20 +102,6 @@ def _say_plan(options: Options, images: int) -> None:
     from cxr.cli.plans import say_plan  # imports Ray
 
     say_plan(options, images)
-
-
-def read_panel(options: Options) -> tuple[Panel | None, list[dict[str, Any]]]:
-    """The checkpoints that the options name, and the recipe of each; None if they name none.
-
-    Raises:
-        UserError: a checkpoint does not exist, or both options for checkpoints are given.
-    """
-    if options.panel and options.checkpoint:
-        raise UserError("expected --panel or --checkpoint, got both: add the checkpoint to the file of the panel")
-    if not (options.panel or options.checkpoint):
-        return None, []
-    panel = Panel.read(options.panel) if options.panel else Panel.of(options.checkpoint)
-    return panel, [read_about(member.checkpoint)["recipe"] for member in panel.members]
 
 
 def _demo_checkpoint(archive: str, out: str, *, latents: bool) -> str:

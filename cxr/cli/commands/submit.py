@@ -93,8 +93,8 @@ def _how_to(name: str) -> str:
     return (
         f"to show its output: cxr submit --follow {name}\n"
         f"to stop it: cxr submit --stop {name}\n"
-        f"to continue it after it was stopped or failed: submit the same command again, with --resume if training "
-        f"had started"
+        f"to continue it after it was stopped or failed: submit the same command again (train and tune: with "
+        f"--resume, if training had started)"
     )
 
 

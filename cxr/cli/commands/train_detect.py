@@ -23,9 +23,11 @@ class Options(TrainOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.members == 1 and self.architectures:
-            raise UserError("expected --members with --architectures, got none: add it, or use --architecture")
+            raise UserError(
+                "expected --members of 2 or more with --architectures, got 1: use --architecture for one network"
+            )
         if self.members == 1 and self.sizes:
-            raise UserError("expected --members with --sizes, got none: add it, or use --size")
+            raise UserError("expected --members of 2 or more with --sizes, got 1: use --size for one network")
 
 
 def main(options: Options) -> dict[str, Any]:
