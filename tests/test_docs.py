@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +14,18 @@ from cxr.cli.commands import COMMANDS
 from tests.doc_commands import JOBS, PAGES, REPOSITORY, check, commands, texts
 
 
-@pytest.mark.parametrize("command", dict.fromkeys(command for place, command in commands() if place != "README.md"))
+def different_commands() -> list[Any]:
+    """All commands but the README's; those with the same words and options as an earlier one are marked slow."""
+    found: dict[object, list[str]] = {}
+    for command in dict.fromkeys(command for place, command in commands() if place != "README.md"):
+        words = command.split()
+        options = frozenset(word for word in words if word.startswith("--"))
+        found.setdefault((*words[:3], options), []).append(command)
+    repeated = [pytest.param(command, marks=pytest.mark.slow) for _, *others in found.values() for command in others]
+    return [*(first for first, *_ in found.values()), *repeated]
+
+
+@pytest.mark.parametrize("command", different_commands())
 def test_commands_are_accepted(command: str, tmp_path: Path) -> None:
     check(command, tmp_path)
 

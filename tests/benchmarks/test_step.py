@@ -39,6 +39,7 @@ def test_peak_is_measured() -> None:
     assert 0.1 < peak("float32", torch.device("cpu"), 0.05) < 1e5
 
 
+@pytest.mark.slow
 def test_steps_of_families_are_measured(tmp_path: Path) -> None:
     families = ("classify", "pneumothorax")
     result = benchmark_families.main(

@@ -54,6 +54,7 @@ def stored(uri: str) -> dict[str, list[int]]:
     return {row[schema.IMAGE_ID]: row[schema.LABELS] for row in pa.concat_tables(read).to_pylist()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_ray")
 def test_archives_with_different_findings_become_one(tmp_path: Path) -> None:
     tables = {"a": table(tmp_path, "a", "heart", "fluid"), "b": table(tmp_path, "b", "fluid", "mass", "scar")}

@@ -100,6 +100,7 @@ def read_csv(uri: str) -> list[dict[str, str]]:
     return list(csv.DictReader(Path(uri).read_text().splitlines()))
 
 
+@pytest.mark.slow
 @pytest.mark.draws
 def test_boxes_that_the_readers_agreed_on_are_perfect_predictions(
     run: str, truth: dict[str, Boxes], tmp_path: Path

@@ -25,7 +25,7 @@ from tests.written_runs import set_settings, settings_of, write_scored
 IMAGES, SIDE = 12, 64
 FINDINGS = ("Mass", "Nodule", "Hernia")
 BOX = {"label": "Mass", "x_min": 10.0, "y_min": 12.0, "x_max": 30.0, "y_max": 40.0}
-FAMILIES = by_family(reports.REPORTS, quick={"align", "attend", "lungs"})
+FAMILIES = by_family(reports.REPORTS, quick={"attend", "lungs"})
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def test_runs_side_by_side_have_the_metrics_that_each_has_alone(archive: str, tm
         reports.report([runs["a"], f"a={runs['b']}"], OPTIONS, str(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_every_checkpoint_of_a_panel_has_a_part(archive: str, tmp_path: Path) -> None:
     """Without masks in the archive, the part about masks describes the predictions."""
     run = write_panel(tmp_path / "panel", archive)

@@ -27,7 +27,7 @@ from tests.fake_cuda import DEVICE, FakeCuda, FakeNccl, Sync
 from tests.families.test_recipes import some_batches
 
 REPOSITORY = Path(__file__).parents[2]
-CASES = by_family(RECIPES)
+CASES = by_family(RECIPES, quick={"classify", "lungs"})
 
 
 @dataclass

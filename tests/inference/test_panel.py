@@ -124,6 +124,7 @@ def test_a_panel_of_all_families_equals_separate_passes(tmp_path: Path, monkeypa
     assert sorted(seen) == sorted(together.column_names)
 
 
+@pytest.mark.slow
 def test_an_ensemble_can_be_a_member(tmp_path: Path) -> None:
     archive, recipe = write_images(tmp_path / "archive"), ClassifyRecipe(size=32, backbone="resnet18")
     findings, known = ("Mass", "Nodule"), [{schema.LABELS: [number % 2, 1 - number % 2]} for number in range(8)]

@@ -159,6 +159,7 @@ def test_each_part_is_processed_once(archive: str, ray_cluster: None, tmp_path: 
     assert os.getpid() not in {s["worker"] for s in summaries}
 
 
+@pytest.mark.slow
 def test_a_user_error_on_a_worker_is_raised_as_such(archive: str, ray_cluster: None, tmp_path: Path) -> None:
     parts = stored_parts(archive, tmp_path, GOOD + BAD)
     with pytest.raises(UserError) as mistake:

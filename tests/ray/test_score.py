@@ -89,6 +89,7 @@ def test_odd_files_are_rows_with_reasons_and_the_rest_is_scored(kept: str, tmp_p
     assert scored.rejects == sum(file.reason is not None for file in odd)
 
 
+@pytest.mark.slow
 def test_scores_identify_the_exams_of_selected_dicom_files(kept: str, tmp_path: Path) -> None:
     for number, view in enumerate(("PA", "LATERAL", "AP")):
         write(tmp_path / "archive", f"{number}.dcm", xray(number, ViewPosition=view))

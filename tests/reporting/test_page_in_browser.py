@@ -146,6 +146,7 @@ def test_screenshots_on_desktop_and_phone_show_the_page(page: Path, tmp_path: Pa
         assert (margin == margin[0]).all(), "nothing reaches the right edge"
 
 
+@pytest.mark.slow
 def test_the_numbers_on_the_page_are_those_of_the_result(tmp_path: Path) -> None:
     """A report about a panel of three checkpoints."""
     run = write_panel(tmp_path / "panel", labeled_shards(tmp_path / "shards"))

@@ -100,6 +100,7 @@ def train_curves(_: int) -> list[list[float]]:
     return [curve(ProcessGroup(), norm_epochs) for norm_epochs in NORM_EPOCHS]
 
 
+@pytest.mark.slow
 def test_two_workers_have_the_loss_curve_of_one(two_workers: TwoWorkers) -> None:
     one, other = two_workers.run(train_curves)
     assert one == other
