@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP := pip install -q --disable-pip-version-check -c constraints.txt
-PYTEST := pytest -n 3 --dist loadscope --no-loadscope-reorder
+PYTEST := pytest -n 2 --dist loadscope --no-loadscope-reorder
 WANTED := --no-build-isolation -e .[dev]
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Processes that share the tests (`pytest -n 3`) take whole files, or a folder: `tests/ray` or `tests/training`.
+    """Processes that share the tests (`pytest -n 2`) take whole files, or a folder: `tests/ray` or `tests/training`.
 
     Only one Ray cluster and one pair of workers is started then. (The groups of pytest-xdist 3.8 have no effect with
     pytest 9.)

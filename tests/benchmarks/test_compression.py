@@ -79,6 +79,7 @@ def test_every_way_is_compared_at_both_sizes(
             assert row.bytes_per_image == pytest.approx(sizes[row.at], rel=0.05)
 
 
+@pytest.mark.slow
 def test_latents_and_their_images_have_the_same_auroc(rows: list[StorageResult]) -> None:
     original, latent = rows[0], rows[3]
     assert math.isfinite(original.auroc)

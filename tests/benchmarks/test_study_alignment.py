@@ -117,6 +117,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch, without_ray: None) -> None
     without_cluster(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_training")
 def test_the_job_compares_the_same_images(tmp_path: Path) -> None:
     aligner = fixed_aligner(tmp_path / "aligner", turn_deg=8, scale=0.9)

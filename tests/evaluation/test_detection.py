@@ -290,6 +290,7 @@ def test_boxes_of_no_finding_of_the_challenge_cannot_be_submitted(archive: str, 
         write_submission(run, str(tmp_path / "submission.csv"))
 
 
+@pytest.mark.slow
 def test_the_thresholds_of_a_run_decide_which_boxes_count(
     archive: str, truth: dict[str, Boxes], tmp_path: Path
 ) -> None:

@@ -352,6 +352,7 @@ def test_an_aligners_checkpoint_can_be_the_feature_network(tmp_path: Path) -> No
     assert terms(started(recipe, batch), batch)["feature"] > 0
 
 
+@pytest.mark.slow
 def test_a_short_training_lowers_the_loss_and_the_pose_errors() -> None:
     batch = posed_batch(16)
     task = started(small(lr=3e-3), batch)

@@ -32,6 +32,7 @@ OPTIONS = ScoreOptions(
 )
 
 
+@pytest.mark.slow
 def test_a_panel_is_resumed_and_equals_predictions_of_its_members(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

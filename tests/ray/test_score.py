@@ -131,6 +131,7 @@ def test_images_other_than_frontal_views_are_counted_also_in_parts_scored_earlie
         assert found[name][schema.GATE] is None
 
 
+@pytest.mark.slow
 def test_excluded_images_are_rows_with_reasons_and_do_not_count_as_unusable(kept: str, tmp_path: Path) -> None:
     upright = make_exam(0, size=96).phantom.pixels
     (tmp_path / "archive").mkdir()

@@ -45,6 +45,7 @@ def reduce_and_measure(rank: int) -> dict[str, float]:
     return measured(task(), group)
 
 
+@pytest.mark.slow
 def test_two_workers_measure_the_same_as_one(two_workers: TwoWorkers) -> None:
     one, other = two_workers.run(reduce_and_measure)
     assert one == other == pytest.approx(measured(task(), SingleProcess()), abs=1e-5)
