@@ -255,12 +255,13 @@ def plan_scoring(options: Any, counted_images: int | None = None) -> JobPlan:
     """The plan of scoring: CPUs read while replicas of the networks work, so the slower of the two counts.
 
     Args:
-        counted_images: those that are left to score, if the archive has been listed.
+        counted_images: those that are left to score, if the archive has been listed and the checkpoints read.
 
     Raises:
         UserError: a checkpoint does not exist.
     """
-    given_panel(options.panel, options.checkpoint)
+    if counted_images is None:
+        given_panel(options.panel, options.checkpoint)
     capacity = Capacity.of(options.planning)
     images, source = _all_images(
         options.archive, options.score.reading, options.score.split, options.planning, counted_images, phantoms=160
