@@ -27,6 +27,12 @@ class Match:
     rows: np.ndarray  # (N,) row of the list for each of the archive's images; -1 if there is none
     ambiguous: int  # images without a row that share their name with other images, or with several rows
 
+    def ambiguity(self, file: str) -> str:
+        """The end of a note about images that a file does not list: how many are ambiguous; empty if none is."""
+        if not self.ambiguous:
+            return ""
+        return f"; with a file name that others share: {self.ambiguous:,} (use their paths in {file})"
+
 
 def match_images(images: pa.Table, names: pa.ChunkedArray) -> Match:
     """Find the row that names each image.

@@ -190,14 +190,9 @@ def _unmatched_notes(images: pa.Table, entries: pa.Array, match: Match, file: st
     missing = np.setdiff1d(np.arange(len(entries)), match.rows)
     if len(unlisted):
         examples = _examples(image_paths(images[schema.IMAGE_ID].take(pa.array(unlisted[:_EXAMPLES]))))
-        shared = (
-            f"; with a file name that others share: {match.ambiguous:,} (use their paths in {file})"
-            if match.ambiguous
-            else ""
-        )
         notes.append(
             f"not listed in {file}, {consequence}: {len(unlisted):,} of {counted(len(match.rows), 'image')}, "
-            f"such as {examples}{shared}"
+            f"such as {examples}{match.ambiguity(file)}"
         )
     if len(missing):
         notes.append(

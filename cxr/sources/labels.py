@@ -51,12 +51,7 @@ def with_label_table(manifest: Manifest, labeling: Labeling) -> Manifest:
     if len(row_N) < len(listed):
         examples = _examples(manifest.table[schema.IMAGE_ID].take(np.flatnonzero(~listed)[:_EXAMPLES]).to_pylist())
         skipped = _images(len(listed) - len(row_N))
-        shared = (
-            f"; with a file name that others share: {match.ambiguous:,} (use their paths in {file})"
-            if match.ambiguous
-            else ""
-        )
-        notes.append(f"skipped, because {file} has no row for them: {skipped} ({examples}){shared}")
+        notes.append(f"skipped, because {file} has no row for them: {skipped} ({examples}){match.ambiguity(file)}")
     unused = np.setdiff1d(np.arange(len(table.rows)), row_N)
     if len(unused):
         examples = _examples([f"row {row}" for row in table.rows[unused[:_EXAMPLES]]])
